@@ -1,0 +1,154 @@
+// The CPU backend: every per-token output is, over one sequence, a constant or a ramp that rises by one, clamped below
+// by 0 and above by K. So a row is at most three pieces, each a loop that the compiler turns into vector stores.
+
+#include <algorithm>
+#include <string>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/host_backend.h"
+
+namespace nsa::metadata::kernels {
+namespace {
+
+// Writes `count` times `value`; returns the end.
+inline int32_t* Fill(int32_t* out, int64_t count, int32_t value) {
+  for (int64_t i = 0; i < count; ++i) out[i] = value;
+  return out + count;
+}
+
+// Writes first, first + 1, …, `count` of them; returns the end.
+inline int32_t* Ramp(int32_t* out, int64_t count, int32_t first) {
+  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(first + i);
+  return out + count;
+}
+
+// A row's seqlens_expanded plus an offset, in pieces: `zeros` clamped values, then a ramp, then `tops` values at the
+// upper bound.
+struct Row {
+  int64_t zeros;
+  int64_t first;  // the ramp's first value
+  int64_t ramp;
+  int64_t tops;
+  int64_t top;
+};
+
+// The pieces of min(max(s - q + i + 1, 0), bound), i from 0 to q - 1.
+inline Row CausalRow(int64_t q, int64_t s, int64_t bound) {
+  Row row;
+  row.zeros = std::clamp<int64_t>(q - s, 0, q);
+  row.first = std::max<int64_t>(s - q + 1, 1);
+  row.top = bound;
+  row.ramp = std::clamp<int64_t>(bound - row.first + 1, 0, q - row.zeros);
+  row.tops = q - row.zeros - row.ramp;
+  return row;
+}
+
+// Writes a row plus `offset`; returns the end. The sums fit int32: an output for which they do not is refused before.
+inline int32_t* PutRow(int32_t* out, const Row& row, int64_t offset) {
+  out = Fill(out, row.zeros, static_cast<int32_t>(offset));
+  out = Ramp(out, row.ramp, static_cast<int32_t>(row.first + offset));
+  return Fill(out, row.tops, static_cast<int32_t>(row.top + offset));
+}
+
+// seqlens_expanded (bound: none), nsa_cache_seqlens (bound: K), ke (offset: ks) differ in bound and offset only.
+template <SequenceMode mode>
+void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens,
+                int64_t bound, bool add_ks) {
+  int64_t ks = 0;
+  for (int64_t b = 0; b < request.num_sequences; ++b) {
+    const int64_t q = extend_seq_lens[b];
+    const int64_t s = seq_lens[b];
+    const int64_t offset = add_ks ? ks : 0;
+    if constexpr (mode == SequenceMode::kRepeat) {
+      out = Fill(out, q, static_cast<int32_t>(std::min(s, bound) + offset));
+    } else {
+      out = PutRow(out, CausalRow(q, s, bound), offset);
+    }
+    ks += s;
+  }
+}
+
+void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens,
+                int64_t bound, bool add_ks) {
+  if (request.spec.mode == SequenceMode::kRepeat) {
+    PutSeqlens<SequenceMode::kRepeat>(out, request, extend_seq_lens, seq_lens, bound, add_ks);
+  } else {
+    PutSeqlens<SequenceMode::kCausal>(out, request, extend_seq_lens, seq_lens, bound, add_ks);
+  }
+}
+
+void PutNsaCuSeqlensK(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens,
+                      const int32_t* seq_lens) {
+  const int64_t k = request.spec.nsa_index_topk;
+  const bool causal = request.spec.mode == SequenceMode::kCausal;
+  int64_t sum = 0;
+  *out++ = 0;
+  for (int64_t b = 0; b < request.num_sequences; ++b) {
+    const int64_t q = extend_seq_lens[b];
+    const int64_t s = seq_lens[b];
+    const Row row =
+        causal ? CausalRow(q, s, k) : Row{.zeros = 0, .first = 0, .ramp = 0, .tops = q, .top = std::min(s, k)};
+    out = Fill(out, row.zeros, static_cast<int32_t>(sum));
+    for (int64_t i = 0; i < row.ramp; ++i) *out++ = static_cast<int32_t>(sum += row.first + i);
+    for (int64_t i = 0; i < row.tops; ++i) *out++ = static_cast<int32_t>(sum += row.top);
+  }
+}
+
+void PutRunningSum(int32_t* out, const int32_t* lengths, int64_t count) {
+  int64_t sum = 0;
+  for (int64_t b = 0; b < count; ++b) {
+    out[b] = static_cast<int32_t>(sum);
+    sum += lengths[b];
+  }
+  out[count] = static_cast<int32_t>(sum);
+}
+
+void PutTokenToBatchIdx(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens) {
+  for (int64_t b = 0; b < request.num_sequences; ++b) out = Fill(out, extend_seq_lens[b], static_cast<int32_t>(b));
+}
+
+void PutPositions(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  for (int64_t b = 0; b < request.num_sequences; ++b) {
+    out = Ramp(out, extend_seq_lens[b], seq_lens[b] - extend_seq_lens[b]);
+  }
+}
+
+void PutKs(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  int64_t ks = 0;
+  for (int64_t b = 0; b < request.num_sequences; ++b) {
+    out = Fill(out, extend_seq_lens[b], static_cast<int32_t>(ks));
+    ks += seq_lens[b];
+  }
+}
+
+// No length passes this.
+constexpr int64_t kUnbounded = INT32_MAX;
+
+void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  const auto out = [&request](Output output) { return request.out[static_cast<size_t>(output)]; };
+  if (int32_t* array = out(Output::kSeqlensExpanded)) {
+    PutSeqlens(array, request, extend_seq_lens, seq_lens, kUnbounded, /*add_ks=*/false);
+  }
+  if (int32_t* array = out(Output::kNsaCacheSeqlens)) {
+    PutSeqlens(array, request, extend_seq_lens, seq_lens, request.spec.nsa_index_topk, /*add_ks=*/false);
+  }
+  if (int32_t* array = out(Output::kTokenToBatchIdx)) PutTokenToBatchIdx(array, request, extend_seq_lens);
+  if (int32_t* array = out(Output::kPositions)) PutPositions(array, request, extend_seq_lens, seq_lens);
+  if (int32_t* array = out(Output::kCuSeqlensQ)) PutRunningSum(array, extend_seq_lens, request.num_sequences);
+  if (int32_t* array = out(Output::kCuSeqlensK)) PutRunningSum(array, seq_lens, request.num_sequences);
+  if (int32_t* array = out(Output::kNsaCuSeqlensK)) PutNsaCuSeqlensK(array, request, extend_seq_lens, seq_lens);
+  if (int32_t* array = out(Output::kKs)) PutKs(array, request, extend_seq_lens, seq_lens);
+  if (int32_t* array = out(Output::kKe)) {
+    PutSeqlens(array, request, extend_seq_lens, seq_lens, kUnbounded, /*add_ks=*/true);
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> CreateCpuBackend() {
+  return std::make_unique<HostBackend>(
+      BackendKind::kCpu, absl::StrCat("CPU, ", std::thread::hardware_concurrency(), " cores"), &ExpandCpu);
+}
+
+}  // namespace nsa::metadata::kernels

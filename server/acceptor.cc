@@ -1,0 +1,198 @@
+#include "server/acceptor.h"
+
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "spdlog/spdlog.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+constexpr int kBacklog = 4096;
+// A peer that acknowledges nothing for this long is gone.
+constexpr int kUserTimeoutMs = 20'000;
+// What the kernel holds for a reader that doesn't read.
+constexpr int kSendBufferBytes = 256 * 1024;
+// Connections accepted before the other listeners get their turn.
+constexpr int kAcceptsInARow = 64;
+// How long to leave a listener alone when accepting fails for lack of memory or descriptors.
+constexpr int kPauseMs = 10;
+
+absl::Status Failed(const Address& address, const char* what) {
+  return absl::UnavailableError(
+      absl::StrCat("cannot listen on ", address.ToString(), ": ", what, ": ", strerror(errno)));
+}
+
+Descriptor OpenSpare() { return Descriptor(open("/dev/null", O_RDONLY | O_CLOEXEC)); }
+
+// The accepted sockets inherit these.
+void SetTcpOptions(int fd) {
+  const int on = 1;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kUserTimeoutMs, sizeof kUserTimeoutMs);
+}
+
+absl::Status Listen(int fd, const Address& address, const sockaddr* where, socklen_t size) {
+  setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kSendBufferBytes, sizeof kSendBufferBytes);
+  if (bind(fd, where, size) != 0) return Failed(address, "bind");
+  if (listen(fd, kBacklog) != 0) return Failed(address, "listen");
+  return absl::OkStatus();
+}
+
+// Removes a socket file that nobody listens on any more.
+void RemoveStale(const sockaddr_un& where) {
+  Descriptor probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int connected = connect(probe.get(), reinterpret_cast<const sockaddr*>(&where), sizeof where);
+  if (connected != 0 && errno == ECONNREFUSED) unlink(where.sun_path);
+}
+
+absl::StatusOr<Descriptor> OpenUnix(const Address& address) {
+  sockaddr_un where = {};
+  where.sun_family = AF_UNIX;
+  address.host.copy(where.sun_path, sizeof where.sun_path - 1);
+  RemoveStale(where);
+  Descriptor fd(socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) return Failed(address, "socket");
+  absl::Status status = Listen(fd.get(), address, reinterpret_cast<const sockaddr*>(&where), sizeof where);
+  if (!status.ok()) return status;
+  return fd;
+}
+
+absl::StatusOr<Descriptor> OpenTcp(Address* address) {
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE | AI_NUMERICSERV;
+  addrinfo* found = nullptr;
+  const int error = getaddrinfo(address->host.c_str(), std::to_string(address->port).c_str(), &hints, &found);
+  if (error != 0) {
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address->ToString(), ": ", gai_strerror(error)));
+  }
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> owner(found, &freeaddrinfo);
+  Descriptor fd(socket(found->ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd) return Failed(*address, "socket");
+  SetTcpOptions(fd.get());
+  absl::Status status = Listen(fd.get(), *address, found->ai_addr, found->ai_addrlen);
+  if (!status.ok()) return status;
+  sockaddr_storage bound = {};
+  socklen_t size = sizeof bound;
+  getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound), &size);
+  // The port lies at the same place in both families' addresses.
+  address->port = ntohs(reinterpret_cast<const sockaddr_in*>(&bound)->sin_port);
+  return fd;
+}
+
+}  // namespace
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+  if (this != &other) {
+    Close();
+    fd_ = other.Release();
+  }
+  return *this;
+}
+
+int Descriptor::Release() { return std::exchange(fd_, -1); }
+
+void Descriptor::Close() {
+  if (fd_ >= 0) close(fd_);
+  fd_ = -1;
+}
+
+absl::StatusOr<Listener> Listener::Open(const Address& address) {
+  Address bound = address;
+  absl::StatusOr<Descriptor> fd = bound.is_unix ? OpenUnix(bound) : OpenTcp(&bound);
+  if (!fd.ok()) return fd.status();
+  return Listener(*std::move(fd), std::move(bound));
+}
+
+void Listener::Close() {
+  if (fd_ && address_.is_unix) unlink(address_.host.c_str());
+  fd_.Close();
+}
+
+Acceptor::Acceptor(Options options, std::vector<Listener> listeners)
+    : options_(std::move(options)),
+      listeners_(std::move(listeners)),
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      spare_(OpenSpare()) {}
+
+void Acceptor::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+void Acceptor::Stop() {
+  if (thread_.joinable()) {
+    eventfd_write(wake_.get(), 1);
+    thread_.join();
+  }
+  for (Listener& listener : listeners_) listener.Close();
+}
+
+void Acceptor::Run() {
+  std::vector<pollfd> waiting;
+  for (const Listener& listener : listeners_) waiting.push_back({listener.fd(), POLLIN, 0});
+  waiting.push_back({wake_.get(), POLLIN, 0});
+  for (;;) {
+    if (poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) {
+      spdlog::error("accepting stopped: poll: {}", strerror(errno));
+      return;
+    }
+    if (waiting.back().revents != 0) return;
+    for (size_t i = 0; i < listeners_.size(); ++i) {
+      if (waiting[i].revents != 0) AcceptFrom(listeners_[i]);
+    }
+  }
+}
+
+void Acceptor::AcceptFrom(const Listener& listener) {
+  for (int i = 0; i < kAcceptsInARow; ++i) {
+    Descriptor fd(accept4(listener.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd) {
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) {
+        RefuseForWantOfDescriptors(listener);
+      } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        return;
+      }
+      continue;  // other errors are the connection's own, which is gone
+    }
+    if (Full()) {
+      options_.refused();
+      continue;
+    }
+    connections_.Add(fd.get());
+    options_.accepted(fd.Release(), listener.fd());
+  }
+}
+
+void Acceptor::RefuseForWantOfDescriptors(const Listener& listener) {
+  spare_.Close();
+  Descriptor refused(accept4(listener.fd(), nullptr, nullptr, SOCK_CLOEXEC));
+  if (refused) options_.refused();
+  const bool waits = !refused;
+  refused.Close();
+  spare_ = OpenSpare();
+  if (waits || !spare_) {
+    pollfd wake = {wake_.get(), POLLIN, 0};
+    poll(&wake, 1, kPauseMs);
+  }
+}
+
+bool Acceptor::Full() {
+  return connections_.size() >= options_.max_connections && connections_.Sweep() >= options_.max_connections;
+}
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,94 @@
+// Our own accepting of connections: gRPC's has no limit on their number, and sets none of the socket options that end a
+// stuck one.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/address.h"
+#include "server/connection_table.h"
+
+namespace nsa::metadata::server {
+
+// An owned descriptor.
+class Descriptor {
+ public:
+  explicit Descriptor(int fd = -1) : fd_(fd) {}
+  Descriptor(Descriptor&& other) noexcept : fd_(other.Release()) {}
+  Descriptor& operator=(Descriptor&& other) noexcept;
+  ~Descriptor() { Close(); }
+  int get() const { return fd_; }
+  explicit operator bool() const { return fd_ >= 0; }
+  int Release();
+  void Close();
+
+ private:
+  int fd_;
+};
+
+// A listening socket.
+class Listener {
+ public:
+  // Listens on `address`; its port 0 takes a free one. A stale socket file is replaced, one that is in use is not.
+  // UNAVAILABLE naming the address and the error.
+  static absl::StatusOr<Listener> Open(const Address& address);
+  Listener(Listener&&) = default;
+  Listener& operator=(Listener&&) = default;
+
+  int fd() const { return fd_.get(); }
+  // The address with the port that was taken.
+  const Address& address() const { return address_; }
+  // Ends listening; removes the socket file.
+  void Close();
+
+ private:
+  Listener(Descriptor fd, Address address) : fd_(std::move(fd)), address_(std::move(address)) {}
+  Descriptor fd_;
+  Address address_;
+};
+
+// One thread that accepts on all listeners.
+class Acceptor {
+ public:
+  struct Options {
+    size_t max_connections = 0;
+    // Gets a connection's descriptor, and the listener's; owns the first.
+    std::function<void(int fd, int listener_fd)> accepted;
+    // A connection was closed on arrival.
+    std::function<void()> refused;
+  };
+
+  Acceptor(Options options, std::vector<Listener> listeners);
+  ~Acceptor() { Stop(); }
+  Acceptor(const Acceptor&) = delete;
+
+  void Start();
+  // Accepts no more and closes the listeners. Idempotent.
+  void Stop();
+
+  const std::vector<Listener>& listeners() const { return listeners_; }
+  ConnectionTable& connections() { return connections_; }
+
+ private:
+  void Run();
+  // Accepts what waits on one listener, some at a time.
+  void AcceptFrom(const Listener& listener);
+  // With no descriptor left: gives the spare one for a connection, which is closed, so that it does not wait for
+  // nothing.
+  void RefuseForWantOfDescriptors(const Listener& listener);
+  bool Full();
+
+  Options options_;
+  std::vector<Listener> listeners_;
+  ConnectionTable connections_;
+  Descriptor wake_;
+  Descriptor spare_;
+  std::thread thread_;
+};
+
+}  // namespace nsa::metadata::server

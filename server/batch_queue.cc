@@ -1,0 +1,54 @@
+#include "server/batch_queue.h"
+
+#include <utility>
+
+namespace nsa::metadata::server {
+namespace {
+
+int64_t Sequences(const Task& task) { return static_cast<int64_t>(task.expansion.seq_lens.size()); }
+
+}  // namespace
+
+void BatchQueue::Push(std::unique_ptr<Task> task) {
+  sequences_ += Sequences(*task);
+  tokens_ += task->expansion.total_tokens;
+  tasks_.push_back(std::move(task));
+}
+
+TimePoint BatchQueue::ReadyAt() const {
+  if (tasks_.empty()) return TimePoint::max();
+  const TimePoint first = tasks_.front()->times.admitted;
+  return Full() ? first : first + policy_.delay;
+}
+
+Batch BatchQueue::Take(TimePoint now) {
+  Batch batch;
+  while (!tasks_.empty()) {
+    std::unique_ptr<Task>& next = tasks_.front();
+    const int64_t sequences = Sequences(*next);
+    const int64_t tokens = next->expansion.total_tokens;
+    if (next->cancelled()) {
+      batch.cancelled.push_back(std::move(next));
+    } else if (next->deadline <= now) {
+      batch.expired.push_back(std::move(next));
+    } else {
+      if (!batch.tasks.empty() && batch.num_sequences + sequences > policy_.max_sequences) {
+        batch.closed = BatchClosed::kMaxSequences;
+        break;
+      }
+      if (!batch.tasks.empty() && batch.total_tokens + tokens > policy_.max_tokens) {
+        batch.closed = BatchClosed::kMaxTokens;
+        break;
+      }
+      batch.num_sequences += sequences;
+      batch.total_tokens += tokens;
+      batch.tasks.push_back(std::move(next));
+    }
+    tasks_.pop_front();
+    sequences_ -= sequences;
+    tokens_ -= tokens;
+  }
+  return batch;
+}
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,65 @@
+// Which waiting requests make the next batch, and when: values and functions, no clock, no thread.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "server/clock.h"
+#include "server/task.h"
+
+namespace nsa::metadata::server {
+
+struct BatchPolicy {
+  // A batch holds at most this many sequences and tokens; one request always fits.
+  int64_t max_sequences = 0;
+  int64_t max_tokens = 0;
+  // How long a request may wait for others while a lane is free. 0: not at all.
+  Clock::duration delay{0};
+};
+
+// Why a batch holds no more than it does. The metrics' `reason` label.
+enum class BatchClosed : uint8_t {
+  kQueueEmpty,    // nothing else waited
+  kMaxSequences,  // the next one would have passed max_sequences
+  kMaxTokens,     // the next one would have passed max_tokens
+};
+inline constexpr size_t kNumBatchClosed = 3;
+
+struct Batch {
+  std::vector<std::unique_ptr<Task>> tasks;
+  // Left the queue without being launched; still to be answered.
+  std::vector<std::unique_ptr<Task>> expired;
+  std::vector<std::unique_ptr<Task>> cancelled;
+  int64_t num_sequences = 0;
+  int64_t total_tokens = 0;
+  BatchClosed closed = BatchClosed::kQueueEmpty;
+};
+
+// First in, first out. Not thread-safe.
+class BatchQueue {
+ public:
+  explicit BatchQueue(const BatchPolicy& policy) : policy_(policy) {}
+
+  void Push(std::unique_ptr<Task> task);
+  size_t size() const { return tasks_.size(); }
+
+  // When the next batch may be taken: at once when one is full, else when its first request has waited for the delay;
+  // TimePoint::max() when nothing waits.
+  TimePoint ReadyAt() const;
+
+  // The next batch at `now`. Requests whose deadline has passed or whose caller has given up are in it, but not in
+  // `tasks`.
+  Batch Take(TimePoint now);
+
+ private:
+  bool Full() const { return sequences_ >= policy_.max_sequences || tokens_ >= policy_.max_tokens; }
+
+  const BatchPolicy policy_;
+  std::deque<std::unique_ptr<Task>> tasks_;
+  int64_t sequences_ = 0;  // of all that wait
+  int64_t tokens_ = 0;
+};
+
+}  // namespace nsa::metadata::server

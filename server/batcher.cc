@@ -1,0 +1,156 @@
+#include "server/batcher.h"
+
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+
+namespace nsa::metadata::server {
+
+Batcher::Batcher(const Options& options, kernels::BackendKind backend,
+                 std::vector<std::unique_ptr<kernels::Lane>> lanes, OutputPool& pool, Metrics& metrics)
+    : options_(options),
+      backend_(backend),
+      lanes_(std::move(lanes)),
+      pool_(pool),
+      metrics_(metrics),
+      queue_(options.policy) {
+  for (const auto& lane : lanes_) free_lanes_.push_back(lane.get());
+  for (size_t i = 0; i < lanes_.size(); ++i) workers_.emplace_back([this] { Work(); });
+}
+
+Batcher::~Batcher() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  for (std::thread& worker : workers_) worker.join();
+}
+
+std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
+  absl::MutexLock lock(&mutex_);
+  if (queue_.size() >= options_.max_queue_requests) {
+    const int64_t limit = static_cast<int64_t>(options_.max_queue_requests);
+    return Later(v1::REFUSAL_REASON_QUEUE_FULL,
+                 absl::StrCat("the queue holds ", limit, " requests, max_queue_requests"), limit, limit,
+                 std::chrono::milliseconds(50));
+  }
+  const TimePoint now = Clock::now();
+  (*task)->times.admitted = now;
+  queue_.Push(std::move(*task));
+  if (free_lanes_.empty()) return std::nullopt;  // a thread that is busy now takes it when it is done
+  if (!Ready(now)) {
+    changed_.Signal();  // a worker keeps the delay
+    return std::nullopt;
+  }
+  kernels::Lane* lane = free_lanes_.back();
+  free_lanes_.pop_back();
+  RunOn(lane, kBatchesInARow);
+  return std::nullopt;
+}
+
+size_t Batcher::queue_requests() const {
+  absl::MutexLock lock(&mutex_);
+  return queue_.size();
+}
+
+void Batcher::RunOn(kernels::Lane* lane, int limit) {
+  for (int batches = 0; batches < limit || limit == 0; ++batches) {
+    const TimePoint now = Clock::now();
+    if (!Ready(now) && !(stopping_ && queue_.size() > 0)) break;
+    Batch batch = queue_.Take(now);
+    mutex_.Unlock();
+    Run(*lane, std::move(batch));
+    mutex_.Lock();
+  }
+  free_lanes_.push_back(lane);
+  if (queue_.size() > 0) changed_.Signal();
+}
+
+void Batcher::Work() {
+  absl::MutexLock lock(&mutex_);
+  for (;;) {
+    if (stopping_ && queue_.size() == 0) return;
+    if (!free_lanes_.empty() && (Ready(Clock::now()) || (stopping_ && queue_.size() > 0))) {
+      kernels::Lane* lane = free_lanes_.back();
+      free_lanes_.pop_back();
+      RunOn(lane, /*limit=*/0);
+      if (stopping_) changed_.SignalAll();
+    } else if (free_lanes_.empty() || queue_.size() == 0) {
+      changed_.Wait(&mutex_);
+    } else {
+      changed_.WaitWithTimeout(&mutex_, absl::FromChrono(queue_.ReadyAt() - Clock::now()));
+    }
+  }
+}
+
+void Batcher::Run(kernels::Lane& lane, Batch batch) {
+  const TimePoint launched = Clock::now();
+  for (const auto& task : batch.expired) {
+    metrics_.Expired();
+    task->Refuse(DeadlinePassed());
+  }
+  for (const auto& task : batch.cancelled) {
+    metrics_.CancelledBeforeLaunch();
+    task->Refuse(Cancelled());
+  }
+  if (!batch.tasks.empty()) Launch(lane, batch, launched);
+}
+
+void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
+  kernels::PackedBatch& packed = lane.batch();
+  packed.Clear();
+  for (const auto& task : batch.tasks) {
+    task->times.launched = launched;
+    const Expansion& e = task->expansion;
+    packed.Add(e.spec, e.extend_seq_lens, e.seq_lens, e.total_tokens, e.layout.Pointers(task->permit.data()));
+  }
+  const TimePoint sent = Clock::now();
+  const absl::Status status = lane.Expand();
+  const TimePoint done = Clock::now();
+  metrics_.BatchDone({.requests = batch.tasks.size(),
+                      .sequences = static_cast<size_t>(batch.num_sequences),
+                      .tokens = static_cast<size_t>(batch.total_tokens),
+                      .closed = batch.closed,
+                      .pack_ns = Nanoseconds(launched, sent),
+                      .device_ns = Nanoseconds(sent, done)});
+  for (const auto& task : batch.tasks) {
+    if (status.ok()) {
+      Answer(*task, batch, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
+    } else {
+      task->Refuse(InternalFault("the backend failed"));
+    }
+  }
+}
+
+void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done) {
+  const Expansion& e = task.expansion;
+  const StageTimes& times = task.times;
+  const uint64_t queue_ns = Nanoseconds(times.admitted, times.launched);
+  v1::ExpandResponse scalars;
+  scalars.set_request_id(e.request_id);
+  scalars.set_total_tokens(e.total_tokens);
+  scalars.set_mode(static_cast<v1::SequenceMode>(e.spec.mode));
+  if (e.include_timing) {
+    v1::Timing& timing = *scalars.mutable_timing();
+    timing.set_parse_ns(Nanoseconds(times.arrived, times.parsed));
+    timing.set_admit_ns(Nanoseconds(times.parsed, times.admitted));
+    timing.set_queue_ns(queue_ns);
+    timing.set_pack_ns(pack_ns);
+    timing.set_device_ns(device_ns);
+    timing.set_frame_ns(Nanoseconds(done, Clock::now()));
+    timing.set_batch_requests(static_cast<uint32_t>(batch.tasks.size()));
+    timing.set_batch_tokens(static_cast<uint32_t>(batch.total_tokens));
+    timing.set_backend(static_cast<v1::Backend>(backend_));
+  }
+  const grpc::ByteBuffer reply = e.layout.Frame(scalars, task.permit, pool_);
+  metrics_.TaskDone({.parse_ns = Nanoseconds(times.arrived, times.parsed),
+                     .admit_ns = Nanoseconds(times.parsed, times.admitted),
+                     .queue_ns = queue_ns,
+                     .frame_ns = Nanoseconds(done, Clock::now())});
+  task.Reply(reply);
+}
+
+}  // namespace nsa::metadata::server

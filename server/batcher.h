@@ -1,0 +1,68 @@
+// Brings admitted requests to the lanes, many in one launch when they are busy.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/synchronization/mutex.h"
+#include "kernels/backend.h"
+#include "server/batch_queue.h"
+#include "server/metrics.h"
+#include "server/output_pool.h"
+#include "server/refusal.h"
+#include "server/task.h"
+
+namespace nsa::metadata::server {
+
+// The thread that submits a request runs it itself when a lane is free, and answers it: no hand-off, no timer. While
+// all lanes are busy requests wait, and whoever finishes a batch takes what arrived meanwhile as its next one. A thread
+// that has run a few batches for others passes its lane to a worker and returns to its own callers. Thread-safe.
+class Batcher {
+ public:
+  struct Options {
+    BatchPolicy policy;
+    size_t max_queue_requests = 4'096;
+  };
+
+  // `lanes` hold batches of up to policy.max_sequences sequences; at least one.
+  Batcher(const Options& options, kernels::BackendKind backend, std::vector<std::unique_ptr<kernels::Lane>> lanes,
+          OutputPool& pool, Metrics& metrics);
+  // Answers everything that was submitted, then returns.
+  ~Batcher();
+
+  // Takes `*task` and answers it, now or later; or, when the queue is full, says why not and leaves it to the caller.
+  std::optional<Refusal> Submit(std::unique_ptr<Task>* task);
+
+  size_t queue_requests() const;
+
+ private:
+  // A thread other than a worker runs this many batches in a row at most.
+  static constexpr int kBatchesInARow = 4;
+
+  // Runs batches on `lane` while the queue has them, `limit` at most (0: no limit); then the lane is free again.
+  void RunOn(kernels::Lane* lane, int limit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Work();
+  void Run(kernels::Lane& lane, Batch batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
+  void Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done);
+  bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }
+
+  const Options options_;
+  const kernels::BackendKind backend_;
+  const std::vector<std::unique_ptr<kernels::Lane>> lanes_;
+  OutputPool& pool_;
+  Metrics& metrics_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar changed_;
+  BatchQueue queue_ ABSL_GUARDED_BY(mutex_);
+  std::vector<kernels::Lane*> free_lanes_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace nsa::metadata::server

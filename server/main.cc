@@ -1,0 +1,175 @@
+// nsa-metadata-server: flags, signals, exit code.
+
+#include <signal.h>
+#include <sys/resource.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/flags/parse.h"
+#include "absl/flags/reflection.h"
+#include "absl/flags/usage.h"
+#include "absl/flags/usage_config.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/time.h"
+#include "server/options.h"
+#include "server/server.h"
+#include "server/version.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+using nsa::metadata::server::Options;
+
+namespace {
+const Options kDefault;
+}
+
+ABSL_FLAG(std::vector<std::string>, listen, kDefault.listen,
+          "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas");
+ABSL_FLAG(std::string, health_listen, kDefault.health_listen, "Where to serve grpc.health.v1");
+ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
+          "Where to serve /metrics, /healthz and /readyz over HTTP");
+ABSL_FLAG(bool, allow_plaintext, kDefault.allow_plaintext, "Allow plain text on addresses that are not loopback");
+ABSL_FLAG(bool, reflection, kDefault.reflection, "Serve gRPC reflection");
+ABSL_FLAG(std::string, backend, kDefault.backend, "What computes: auto, cuda, cpu or reference");
+ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a completion queue");
+ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
+          "gRPC completion queues, a thread each; 0: one a core");
+ABSL_FLAG(int64_t, max_sequences, kDefault.request.max_sequences, "Sequences a request");
+ABSL_FLAG(int64_t, max_tokens, kDefault.request.max_tokens, "Tokens a request");
+ABSL_FLAG(int64_t, max_reply_bytes, kDefault.request.max_reply_bytes, "Bytes of a reply");
+ABSL_FLAG(int64_t, max_unary_reply_bytes, kDefault.request.max_unary_reply_bytes, "Bytes of a unary reply");
+ABSL_FLAG(int64_t, max_batch_sequences, kDefault.batch.max_batch_sequences, "Sequences a batch");
+ABSL_FLAG(int64_t, max_batch_tokens, kDefault.batch.max_batch_tokens, "Tokens a batch");
+ABSL_FLAG(absl::Duration, batch_delay, kDefault.batch.batch_delay,
+          "How long a request may wait for others while a lane is free");
+ABSL_FLAG(int64_t, max_queue_requests, kDefault.batch.max_queue_requests, "Requests that may wait for a lane");
+ABSL_FLAG(int64_t, output_budget_bytes, kDefault.output_budget_bytes,
+          "Bytes of replies in the server at once, in blocks of 64 KiB");
+ABSL_FLAG(int64_t, max_connections, kDefault.connection.max_connections,
+          "Connections at once; 0: the smaller of 12000 and the descriptors less 256");
+ABSL_FLAG(int64_t, max_streams_per_connection, kDefault.connection.max_streams_per_connection,
+          "Calls at once on a connection");
+ABSL_FLAG(int64_t, max_receive_message, kDefault.connection.max_receive_message, "Bytes of a request");
+ABSL_FLAG(int64_t, max_metadata_bytes, kDefault.connection.max_metadata_bytes, "Bytes of a call's metadata");
+ABSL_FLAG(absl::Duration, max_rpc_duration, kDefault.max_rpc_duration, "How long a call may take");
+ABSL_FLAG(absl::Duration, max_connection_age, kDefault.connection.max_connection_age,
+          "When a connection is asked to reconnect");
+ABSL_FLAG(absl::Duration, max_connection_age_grace, kDefault.connection.max_connection_age_grace,
+          "How long its calls may go on after that");
+ABSL_FLAG(absl::Duration, max_connection_idle, kDefault.connection.max_connection_idle,
+          "When a connection without a call is closed");
+ABSL_FLAG(absl::Duration, handshake_timeout, kDefault.connection.handshake_timeout,
+          "How long a connection may take to become HTTP/2");
+ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls may take after SIGTERM");
+
+namespace {
+
+constexpr int kUsage = 2;
+
+Options OptionsFromFlags() {
+  Options options;
+  options.listen = absl::GetFlag(FLAGS_listen);
+  options.health_listen = absl::GetFlag(FLAGS_health_listen);
+  options.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
+  options.allow_plaintext = absl::GetFlag(FLAGS_allow_plaintext);
+  options.reflection = absl::GetFlag(FLAGS_reflection);
+  options.backend = absl::GetFlag(FLAGS_backend);
+  options.lanes = absl::GetFlag(FLAGS_lanes);
+  options.completion_queues = absl::GetFlag(FLAGS_completion_queues);
+  options.request = {.max_sequences = absl::GetFlag(FLAGS_max_sequences),
+                     .max_tokens = absl::GetFlag(FLAGS_max_tokens),
+                     .max_reply_bytes = absl::GetFlag(FLAGS_max_reply_bytes),
+                     .max_unary_reply_bytes = absl::GetFlag(FLAGS_max_unary_reply_bytes)};
+  options.batch = {.max_batch_sequences = absl::GetFlag(FLAGS_max_batch_sequences),
+                   .max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens),
+                   .batch_delay = absl::GetFlag(FLAGS_batch_delay),
+                   .max_queue_requests = absl::GetFlag(FLAGS_max_queue_requests)};
+  options.connection = {.max_connections = absl::GetFlag(FLAGS_max_connections),
+                        .max_streams_per_connection = absl::GetFlag(FLAGS_max_streams_per_connection),
+                        .max_receive_message = absl::GetFlag(FLAGS_max_receive_message),
+                        .max_metadata_bytes = absl::GetFlag(FLAGS_max_metadata_bytes),
+                        .max_connection_age = absl::GetFlag(FLAGS_max_connection_age),
+                        .max_connection_age_grace = absl::GetFlag(FLAGS_max_connection_age_grace),
+                        .max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle),
+                        .handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout)};
+  options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
+  options.max_rpc_duration = absl::GetFlag(FLAGS_max_rpc_duration);
+  options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
+  return options;
+}
+
+// Sets every flag of ours that has an NSA_METADATA_<FLAG> in the environment. The command line comes after and wins.
+void SetFlagsFromEnvironment() {
+  for (const auto& [name, flag] : absl::GetAllFlags()) {
+    const std::string variable = absl::StrCat("NSA_METADATA_", absl::AsciiStrToUpper(name));
+    const char* value = getenv(variable.c_str());
+    if (value == nullptr) continue;
+    std::string error;
+    if (!flag->ParseFrom(value, &error)) {
+      fprintf(stderr, "%s=%s: %s\n", variable.c_str(), value, error.c_str());
+      exit(kUsage);
+    }
+  }
+}
+
+// Each connection takes a descriptor.
+void RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+sigset_t BlockStopSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return signals;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  absl::SetProgramUsageMessage("Expands sequence lengths into sparse-attention metadata, over gRPC.");
+  absl::FlagsUsageConfig usage;
+  usage.version_string = [] { return absl::StrCat("nsa-metadata-server ", nsa::metadata::server::kVersion, "\n"); };
+  usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "main.cc"); };
+  absl::SetFlagsUsageConfig(usage);
+  SetFlagsFromEnvironment();
+  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  if (rest.size() > 1) {
+    fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);
+    return kUsage;
+  }
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("nsa-metadata-server"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+
+  // Before any thread is made, so that all inherit it.
+  const sigset_t signals = BlockStopSignals();
+  RaiseDescriptorLimit();
+  auto server = nsa::metadata::server::Server::Start(OptionsFromFlags());
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    return absl::IsInvalidArgument(server.status()) ? kUsage : EXIT_FAILURE;
+  }
+  spdlog::info("serving: grpc={} health={} metrics={}", absl::StrJoin((*server)->listen_addresses(), ","),
+               (*server)->health_address(), (*server)->metrics_address());
+
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("signal {}: draining for up to {}", signal, absl::FormatDuration((*server)->options().drain_timeout));
+  (*server)->Drain();
+  spdlog::info("drained");
+  return EXIT_SUCCESS;
+}

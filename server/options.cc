@@ -1,0 +1,118 @@
+#include "server/options.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "server/address.h"
+#include "server/output_pool.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+constexpr int64_t kBlock = OutputPool::kBlockBytes;
+constexpr int64_t kMaxInt32 = INT32_MAX;
+// What gRPC and this process need beside the callers' connections.
+constexpr int64_t kOwnDescriptors = 256;
+constexpr int64_t kMostConnections = 12'000;
+
+absl::Status InRange(const char* flag, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, " must be from ", least, " to ", most));
+}
+
+absl::Status InRange(const char* flag, absl::Duration value, absl::Duration least) {
+  // Channel arguments are int milliseconds.
+  const absl::Duration most = absl::Hours(24 * 20);
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", absl::FormatDuration(value), " must be from ",
+                                                 absl::FormatDuration(least), " to ", absl::FormatDuration(most)));
+}
+
+absl::Status CheckAddress(const char* flag, const std::string& text, bool allow_plaintext, bool allow_unix) {
+  const absl::StatusOr<Address> address = ParseAddress(text);
+  if (!address.ok())
+    return absl::InvalidArgumentError(absl::StrCat("--", flag, ": ", std::string(address.status().message())));
+  if (address->is_unix && !allow_unix)
+    return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", text, " can't be a Unix socket"));
+  if (!address->IsLocal() && !allow_plaintext) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", flag, "=", text, " is not loopback: plain text there needs --allow_plaintext"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckAddresses(const Options& options) {
+  if (options.listen.empty()) return absl::InvalidArgumentError("--listen= must name an address");
+  for (const std::string& address : options.listen) {
+    if (absl::Status status = CheckAddress("listen", address, options.allow_plaintext, /*allow_unix=*/true);
+        !status.ok())
+      return status;
+  }
+  // Probes and scrapes come from outside the pod and carry nobody's data.
+  if (absl::Status status =
+          CheckAddress("health_listen", options.health_listen, /*allow_plaintext=*/true, /*allow_unix=*/true);
+      !status.ok()) {
+    return status;
+  }
+  return CheckAddress("metrics_listen", options.metrics_listen, /*allow_plaintext=*/true, /*allow_unix=*/false);
+}
+
+absl::Status CheckBackend(const std::string& backend) {
+  if (backend == "auto" || backend == "cpu" || backend == "reference") return absl::OkStatus();
+  if (backend == "cuda") return absl::InvalidArgumentError("--backend=cuda: this build has no CUDA");
+  return absl::InvalidArgumentError(absl::StrCat("--backend=", backend, " must be auto, cuda, cpu or reference"));
+}
+
+}  // namespace
+
+absl::Status Validate(const Options& o) {
+  for (const absl::Status& status : {
+           CheckAddresses(o),
+           CheckBackend(o.backend),
+           InRange("lanes", o.lanes, 0, 64),
+           InRange("completion_queues", o.completion_queues, 0, 64),
+           InRange("max_sequences", o.request.max_sequences, 1, int64_t{1} << 24),
+           InRange("max_tokens", o.request.max_tokens, 1, int64_t{1} << 28),
+           InRange("max_reply_bytes", o.request.max_reply_bytes, 1024, kMaxInt32),
+           InRange("max_unary_reply_bytes", o.request.max_unary_reply_bytes, 1024, o.request.max_reply_bytes),
+           InRange("max_batch_sequences", o.batch.max_batch_sequences, o.request.max_sequences, int64_t{1} << 26),
+           InRange("max_batch_tokens", o.batch.max_batch_tokens, o.request.max_tokens, int64_t{1} << 30),
+           InRange("max_queue_requests", o.batch.max_queue_requests, 1, 1 << 20),
+           InRange("batch_delay", o.batch.batch_delay, absl::ZeroDuration()),
+           InRange("max_connections", o.connection.max_connections, 0, 1 << 20),
+           InRange("max_streams_per_connection", o.connection.max_streams_per_connection, 1, 1 << 20),
+           InRange("max_receive_message", o.connection.max_receive_message, 1024, int64_t{64} << 20),
+           InRange("max_metadata_bytes", o.connection.max_metadata_bytes, 512, 1 << 20),
+           InRange("max_connection_age", o.connection.max_connection_age, absl::Milliseconds(1)),
+           InRange("max_connection_age_grace", o.connection.max_connection_age_grace, absl::Milliseconds(1)),
+           InRange("max_connection_idle", o.connection.max_connection_idle, absl::Milliseconds(2)),
+           InRange("handshake_timeout", o.connection.handshake_timeout, absl::Milliseconds(1)),
+           // Room for the largest reply: its arrays, and what aligns them.
+           InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
+           InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
+           InRange("drain_timeout", o.drain_timeout, absl::ZeroDuration()),
+       }) {
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+Options Resolve(Options options) {
+  const int64_t cores = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
+  if (options.completion_queues == 0) options.completion_queues = std::min<int64_t>(cores, 64);
+  if (options.lanes == 0) options.lanes = options.completion_queues;
+  if (options.connection.max_connections == 0) {
+    rlimit descriptors = {};
+    getrlimit(RLIMIT_NOFILE, &descriptors);
+    const int64_t have = static_cast<int64_t>(std::min<rlim_t>(descriptors.rlim_cur, 1 << 20));
+    // With few descriptors half of them go to callers.
+    options.connection.max_connections = std::min(kMostConnections, std::max(have - kOwnDescriptors, have / 2));
+  }
+  options.output_budget_bytes = (options.output_budget_bytes + kBlock - 1) / kBlock * kBlock;
+  return options;
+}
+
+}  // namespace nsa::metadata::server

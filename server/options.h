@@ -1,0 +1,76 @@
+// What a server is told to do. Every field is a flag of the same name; main.cc copies them here.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/backend.h"
+
+namespace nsa::metadata::server {
+
+// What one request may ask for. Checked by the codec.
+struct RequestLimits {
+  int64_t max_sequences = 65'536;
+  int64_t max_tokens = 4'194'304;
+  int64_t max_reply_bytes = int64_t{64} << 20;
+  // A gRPC client's default receive limit, less room for what surrounds the arrays.
+  int64_t max_unary_reply_bytes = (int64_t{4} << 20) - (int64_t{64} << 10);
+};
+
+// When a batch is full, and how long one may wait to fill.
+struct BatchOptions {
+  int64_t max_batch_sequences = 65'536;
+  int64_t max_batch_tokens = 4'194'304;
+  // 0: a batch starts as soon as a lane is free.
+  absl::Duration batch_delay = absl::ZeroDuration();
+  int64_t max_queue_requests = 4'096;
+};
+
+struct ConnectionOptions {
+  // 0: the smaller of 12,000 and what the process's descriptors allow.
+  int64_t max_connections = 0;
+  int64_t max_streams_per_connection = 100;
+  int64_t max_receive_message = int64_t{1} << 20;
+  int64_t max_metadata_bytes = 8 << 10;
+  absl::Duration max_connection_age = absl::Minutes(30);
+  absl::Duration max_connection_age_grace = absl::Minutes(1);
+  absl::Duration max_connection_idle = absl::Minutes(15);
+  absl::Duration handshake_timeout = absl::Seconds(10);
+};
+
+struct Options {
+  // "host:port", "[v6]:port" or "unix:path"; port 0 takes a free one.
+  std::vector<std::string> listen = {"127.0.0.1:50051"};
+  std::string health_listen = "127.0.0.1:50052";
+  std::string metrics_listen = "127.0.0.1:9464";
+  // Plain text on addresses that are not loopback.
+  bool allow_plaintext = false;
+  bool reflection = false;
+
+  // "auto", "cuda", "cpu" or "reference".
+  std::string backend = "auto";
+  // 0: as many as there are completion queues.
+  int64_t lanes = 0;
+  // Completion queues, a thread each. 0: one a core.
+  int64_t completion_queues = 0;
+
+  RequestLimits request;
+  BatchOptions batch;
+  ConnectionOptions connection;
+  int64_t output_budget_bytes = int64_t{256} << 20;
+  absl::Duration max_rpc_duration = absl::Seconds(30);
+  // How long calls in flight may take after SIGTERM.
+  absl::Duration drain_timeout = absl::Seconds(30);
+};
+
+// INVALID_ARGUMENT naming the flag, its value and what it must be.
+absl::Status Validate(const Options& options);
+
+// The options with every 0 that stands for "what fits this machine" replaced. `options` is valid.
+Options Resolve(Options options);
+
+}  // namespace nsa::metadata::server

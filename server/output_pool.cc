@@ -1,0 +1,160 @@
+#include "server/output_pool.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "absl/strings/str_cat.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+constexpr size_t kNone = SIZE_MAX;
+constexpr size_t kBits = 64;
+
+// What lies before a heap copy's bytes.
+struct HeapCopy {
+  std::shared_ptr<OutputPool> pool;
+  size_t bytes;
+  uint8_t* data() { return reinterpret_cast<uint8_t*>(this + 1); }
+};
+
+size_t BlocksFor(size_t bytes) { return (bytes + OutputPool::kBlockBytes - 1) / OutputPool::kBlockBytes; }
+
+}  // namespace
+
+struct OutputPermit::Run {
+  std::shared_ptr<OutputPool> pool;  // set while the run is in use
+  size_t first = 0;
+  size_t count = 0;
+  std::atomic<uint32_t> references{0};
+};
+
+OutputPermit::~OutputPermit() {
+  if (run_ != nullptr) Unref(run_);
+}
+
+uint8_t* OutputPermit::data() const { return run_->pool->memory_.data() + run_->first * OutputPool::kBlockBytes; }
+
+grpc::Slice OutputPermit::Slice(size_t offset, size_t bytes) const {
+  run_->references.fetch_add(1, std::memory_order_relaxed);
+  return grpc::Slice(data() + offset, bytes, &Unref, run_);
+}
+
+void OutputPermit::Unref(void* pointer) {
+  Run* run = static_cast<Run*>(pointer);
+  if (run->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  const std::shared_ptr<OutputPool> pool = std::move(run->pool);
+  pool->GiveBack(run);
+}
+
+absl::StatusOr<std::shared_ptr<OutputPool>> OutputPool::Create(kernels::HostBuffer memory) {
+  if (memory.bytes() == 0 || memory.bytes() % kBlockBytes != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("an output pool of ", memory.bytes(), " bytes is not a whole number of blocks of ", kBlockBytes));
+  }
+  return std::shared_ptr<OutputPool>(new OutputPool(std::move(memory)));
+}
+
+OutputPool::OutputPool(kernels::HostBuffer memory)
+    : memory_(std::move(memory)),
+      num_blocks_(memory_.bytes() / kBlockBytes),
+      runs_(std::make_unique<OutputPermit::Run[]>(num_blocks_)),
+      free_((num_blocks_ + kBits - 1) / kBits, 0) {
+  absl::MutexLock lock(&mutex_);
+  Mark(0, num_blocks_, /*free=*/true);
+}
+
+OutputPool::~OutputPool() = default;
+
+OutputPermit OutputPool::Reserve(size_t bytes) {
+  const size_t count = std::max<size_t>(BlocksFor(bytes), 1);
+  absl::MutexLock lock(&mutex_);
+  if (blocks_in_use() + count > num_blocks_) return {};
+  const size_t first = count == 1 ? FindOne() : FindRun(count);
+  if (first == kNone) return {};
+  Mark(first, count, /*free=*/false);
+  in_use_.fetch_add(count, std::memory_order_relaxed);
+  NoteHighWater();
+  OutputPermit::Run& run = runs_[first];
+  run.pool = shared_from_this();
+  run.first = first;
+  run.count = count;
+  run.references.store(1, std::memory_order_relaxed);
+  return OutputPermit(&run);
+}
+
+std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> parts) {
+  size_t bytes = 0;
+  for (const grpc::Slice& part : parts) bytes += part.size();
+  {
+    absl::MutexLock lock(&mutex_);
+    if (blocks_in_use() + BlocksFor(bytes) > num_blocks_) return std::nullopt;
+    heap_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    NoteHighWater();
+  }
+  auto* copy = new (::operator new(sizeof(HeapCopy) + bytes)) HeapCopy{shared_from_this(), bytes};
+  uint8_t* out = copy->data();
+  for (const grpc::Slice& part : parts) out = std::copy(part.begin(), part.end(), out);
+  return grpc::Slice(copy->data(), bytes, &FreeHeapCopy, copy);
+}
+
+void OutputPool::FreeHeapCopy(void* pointer) {
+  auto* copy = static_cast<HeapCopy*>(pointer);
+  {
+    absl::MutexLock lock(&copy->pool->mutex_);
+    copy->pool->heap_bytes_.fetch_sub(copy->bytes, std::memory_order_relaxed);
+  }
+  copy->~HeapCopy();
+  ::operator delete(pointer);
+}
+
+size_t OutputPool::blocks_in_use() const {
+  return in_use_.load(std::memory_order_relaxed) + BlocksFor(heap_bytes_.load(std::memory_order_relaxed));
+}
+
+void OutputPool::NoteHighWater() {
+  if (blocks_in_use() > blocks_high_water()) high_water_.store(blocks_in_use(), std::memory_order_relaxed);
+}
+
+// Single blocks come from the low end and runs from the high one, so that small replies don't cut up the room for large
+// ones.
+size_t OutputPool::FindOne() {
+  for (size_t word = 0; word < free_.size(); ++word) {
+    if (free_[word] != 0) return word * kBits + std::countr_zero(free_[word]);
+  }
+  return kNone;
+}
+
+size_t OutputPool::FindRun(size_t count) {
+  size_t length = 0;
+  for (size_t block = num_blocks_; block-- > 0;) {
+    const uint64_t word = free_[block / kBits];
+    if (word == 0) {
+      block -= block % kBits;  // nothing free in this word
+      length = 0;
+    } else if ((word >> (block % kBits) & 1) == 0) {
+      length = 0;
+    } else if (++length == count) {
+      return block;
+    }
+  }
+  return kNone;
+}
+
+void OutputPool::Mark(size_t first, size_t count, bool free) {
+  for (size_t block = first; block < first + count; ++block) {
+    const uint64_t bit = uint64_t{1} << (block % kBits);
+    free_[block / kBits] = free ? free_[block / kBits] | bit : free_[block / kBits] & ~bit;
+  }
+}
+
+void OutputPool::GiveBack(OutputPermit::Run* run) {
+  absl::MutexLock lock(&mutex_);
+  Mark(run->first, run->count, /*free=*/true);
+  in_use_.fetch_sub(run->count, std::memory_order_relaxed);
+}
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,102 @@
+// The memory that replies are computed in and sent from: fixed blocks, counted whole, so that what callers ask for
+// never passes a budget.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "grpcpp/support/slice.h"
+#include "kernels/backend.h"
+
+namespace nsa::metadata::server {
+
+class OutputPool;
+
+// Neighbouring blocks of the pool, for one request. The permit to produce its output: it is taken at admission and
+// travels with the task. Its blocks are back in the pool when it and every slice made of it are gone. Movable; empty
+// when default-constructed.
+class OutputPermit {
+ public:
+  OutputPermit() = default;
+  OutputPermit(OutputPermit&& other) noexcept : run_(std::exchange(other.run_, nullptr)) {}
+  OutputPermit& operator=(OutputPermit&& other) noexcept {
+    std::swap(run_, other.run_);
+    return *this;
+  }
+  ~OutputPermit();
+
+  explicit operator bool() const { return run_ != nullptr; }
+  // 64-byte aligned at least.
+  uint8_t* data() const;
+
+  // A slice of the blocks, not copied: it holds them until gRPC has sent it.
+  grpc::Slice Slice(size_t offset, size_t bytes) const;
+
+ private:
+  friend class OutputPool;
+  struct Run;
+  explicit OutputPermit(Run* run) : run_(run) {}
+  static void Unref(void* run);
+
+  Run* run_ = nullptr;
+};
+
+// Thread-safe. Held by shared_ptr: blocks that gRPC still sends keep it alive.
+class OutputPool : public std::enable_shared_from_this<OutputPool> {
+ public:
+  static constexpr size_t kBlockBytes = 64 * 1024;
+
+  // Cuts `memory` into blocks. INVALID_ARGUMENT when it is no whole number of them.
+  static absl::StatusOr<std::shared_ptr<OutputPool>> Create(kernels::HostBuffer memory);
+  ~OutputPool();
+
+  // Neighbouring blocks for `bytes`; empty when the budget has none.
+  OutputPermit Reserve(size_t bytes);
+
+  // Whether fewer than a quarter of the blocks are free: then replies are better copied out, so that slow readers can't
+  // hold the blocks that lanes need.
+  bool scarce() const { return in_use_.load(std::memory_order_relaxed) * 4 > num_blocks_ * 3; }
+
+  // The parts, one after another, in memory of their own, which counts in the budget until gRPC has sent it. Nothing
+  // when the budget has no room for both the parts and their copy.
+  std::optional<grpc::Slice> CopyToHeap(std::span<const grpc::Slice> parts);
+
+  size_t blocks() const { return num_blocks_; }
+  // Whole blocks in use, those that heap copies count for included.
+  size_t blocks_in_use() const;
+  // The most that were ever in use.
+  size_t blocks_high_water() const { return high_water_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class OutputPermit;
+  explicit OutputPool(kernels::HostBuffer memory);
+
+  size_t FindOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  size_t FindRun(size_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Mark(size_t first, size_t count, bool free) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GiveBack(OutputPermit::Run* run);
+  void NoteHighWater() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void FreeHeapCopy(void* copy);
+
+  const kernels::HostBuffer memory_;
+  const size_t num_blocks_;
+  const std::unique_ptr<OutputPermit::Run[]> runs_;  // [num_blocks]: the run that begins at a block
+  // Written under mutex_, read without it.
+  std::atomic<size_t> in_use_{0};  // blocks
+  std::atomic<size_t> heap_bytes_{0};
+  std::atomic<size_t> high_water_{0};
+
+  absl::Mutex mutex_;
+  std::vector<uint64_t> free_ ABSL_GUARDED_BY(mutex_);  // a bit a block, set when it is free
+};
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,48 @@
+// Why a request is not answered with an expansion, in the form that the wire, the status details and the metrics share.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+#include "grpcpp/support/status.h"
+#include "nsa/metadata/v1/metadata.pb.h"
+
+namespace nsa::metadata::server {
+
+// The ErrorInfo domain.
+inline constexpr char kErrorDomain[] = "nsa.metadata.v1";
+
+struct Refusal {
+  grpc::StatusCode code = grpc::StatusCode::INTERNAL;
+  v1::RefusalReason reason = v1::REFUSAL_REASON_INTERNAL;
+  // For people; names field, value and limit.
+  std::string message;
+  // The field at fault, as "seq_lens[3]"; empty where no field is.
+  std::string field;
+  int64_t value = 0;
+  int64_t limit = 0;
+  // When to try again; 0: never, the same request fails again.
+  std::chrono::milliseconds retry_after{0};
+};
+
+// The request itself is at fault: INVALID_ARGUMENT.
+Refusal Invalid(v1::RefusalReason reason, std::string message, std::string field, int64_t value, int64_t limit);
+
+// The server can't now: UNAVAILABLE, to be tried again after `retry_after`.
+Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int64_t limit,
+              std::chrono::milliseconds retry_after);
+
+Refusal DeadlinePassed();
+Refusal Cancelled();
+// A fault of ours; `message` names no internals.
+Refusal InternalFault(std::string message);
+
+// The status with google.rpc.ErrorInfo, BadRequest (where a field is at fault) and RetryInfo (where it may be tried
+// again) as details.
+grpc::Status ToStatus(const Refusal& refusal);
+
+// "queue_full" for REFUSAL_REASON_QUEUE_FULL: the metrics' label.
+std::string ReasonLabel(v1::RefusalReason reason);
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,258 @@
+#include "server/server.h"
+
+#include <prometheus/registry.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "grpcpp/ext/proto_server_reflection_plugin.h"
+#include "grpcpp/health_check_service_interface.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server_builder.h"
+#include "kernels/backend.h"
+#include "server/acceptor.h"
+#include "server/address.h"
+#include "server/batcher.h"
+#include "server/gauges.h"
+#include "server/health_server.h"
+#include "server/limits.h"
+#include "server/metrics.h"
+#include "server/metrics_server.h"
+#include "server/output_pool.h"
+#include "server/server_options.h"
+#include "server/service.h"
+#include "server/version.h"
+#include "spdlog/spdlog.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+using grpc::experimental::ExternalConnectionAcceptor;
+
+// `auto` means the CPU: this build has no CUDA.
+std::unique_ptr<kernels::Backend> MakeBackend(const std::string& name) {
+  if (name == "reference") return kernels::CreateReferenceBackend();
+  return kernels::CreateCpuBackend();
+}
+
+absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::Backend& backend,
+                                                                      const Options& options) {
+  std::vector<std::unique_ptr<kernels::Lane>> lanes;
+  for (int64_t i = 0; i < options.lanes; ++i) {
+    absl::StatusOr<std::unique_ptr<kernels::Lane>> lane = backend.CreateLane(options.batch.max_batch_sequences);
+    if (!lane.ok()) return lane.status();
+    lanes.push_back(*std::move(lane));
+  }
+  return lanes;
+}
+
+Batcher::Options BatcherOptions(const BatchOptions& options) {
+  return {.policy = {.max_sequences = options.max_batch_sequences,
+                     .max_tokens = options.max_batch_tokens,
+                     .delay = absl::ToChronoNanoseconds(options.batch_delay)},
+          .max_queue_requests = static_cast<size_t>(options.max_queue_requests)};
+}
+
+absl::StatusOr<std::vector<Listener>> OpenListeners(const std::vector<std::string>& addresses) {
+  std::vector<Listener> listeners;
+  for (const std::string& text : addresses) {
+    absl::StatusOr<Address> address = ParseAddress(text);
+    if (!address.ok()) return address.status();
+    absl::StatusOr<Listener> listener = Listener::Open(*address);
+    if (!listener.ok()) return listener.status();
+    listeners.push_back(*std::move(listener));
+  }
+  return listeners;
+}
+
+int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt64Milliseconds(duration)); }
+
+void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options) {
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_message));
+  // A small compressed message may inflate to anything before its size is checked.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  // gRPC's own limit is a coarse one, behind ours.
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(2 * options.max_metadata_bytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(options.max_connection_age));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, Milliseconds(options.max_connection_age_grace));
+  // gRPC closes an idle connection after twice what it is told.
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.max_connection_idle / 2));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(options.handshake_timeout));
+}
+
+v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
+  v1::GetServerInfoResponse info;
+  info.set_version(kVersion);
+  info.set_revision(kRevision);
+  info.set_backend(static_cast<v1::Backend>(backend.kind()));
+  info.set_device(backend.device());
+  for (int output = v1::OUTPUT_SEQLENS_EXPANDED; output <= v1::Output_MAX; ++output) {
+    info.add_supported_outputs(static_cast<v1::Output>(output));
+  }
+  info.add_supported_modes(v1::SEQUENCE_MODE_REPEAT);
+  info.add_supported_modes(v1::SEQUENCE_MODE_CAUSAL);
+  *info.mutable_limits() = ToProto(options);
+  return info;
+}
+
+}  // namespace
+
+// In the order of construction; destroyed in the reverse of it.
+struct Server::Parts {
+  Options options;
+  std::unique_ptr<kernels::Backend> backend;
+  prometheus::Registry registry;
+  Gauges gauges;
+  ProcessMetrics process;
+  std::unique_ptr<Metrics> metrics;
+  std::shared_ptr<OutputPool> pool;
+  std::unique_ptr<Batcher> batcher;
+  std::unique_ptr<Service> service;
+  std::unique_ptr<HealthServer> health;
+  std::unique_ptr<ExternalConnectionAcceptor> connections;
+  std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<Acceptor> acceptor;
+  std::atomic<bool> ready{false};
+  std::unique_ptr<MetricsServer> metrics_server;
+
+  absl::Status MakeCompute();
+  absl::Status Listen();
+  absl::Status BuildServer();
+  void AddGauges();
+};
+
+absl::Status Server::Parts::MakeCompute() {
+  metrics = std::make_unique<Metrics>(registry, backend->kind());
+  absl::StatusOr<kernels::HostBuffer> memory = backend->AllocateOutput(options.output_budget_bytes);
+  if (!memory.ok()) return memory.status();
+  absl::StatusOr<std::shared_ptr<OutputPool>> made = OutputPool::Create(*std::move(memory));
+  if (!made.ok()) return made.status();
+  pool = *std::move(made);
+  absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> lanes = MakeLanes(*backend, options);
+  if (!lanes.ok()) return lanes.status();
+  batcher =
+      std::make_unique<Batcher>(BatcherOptions(options.batch), backend->kind(), *std::move(lanes), *pool, *metrics);
+  service = std::make_unique<Service>(options, *pool, *batcher, *metrics, ServerInfo(*backend, options));
+  return absl::OkStatus();
+}
+
+absl::Status Server::Parts::Listen() {
+  absl::StatusOr<std::vector<Listener>> listeners = OpenListeners(options.listen);
+  if (!listeners.ok()) return listeners.status();
+  acceptor = std::make_unique<Acceptor>(
+      Acceptor::Options{.max_connections = static_cast<size_t>(options.connection.max_connections),
+                        .accepted =
+                            [this](int fd, int listener_fd) {
+                              ExternalConnectionAcceptor::NewConnectionParameters connection;
+                              connection.fd = fd;
+                              connection.listener_fd = listener_fd;
+                              connections->HandleNewConnection(&connection);
+                            },
+                        .refused = [this] { metrics->ConnectionRefused(); }},
+      *std::move(listeners));
+
+  absl::StatusOr<std::unique_ptr<HealthServer>> started = HealthServer::Start(*ParseAddress(options.health_listen));
+  if (!started.ok()) return started.status();
+  health = *std::move(started);
+
+  AddGauges();
+  absl::StatusOr<std::unique_ptr<MetricsServer>> http = MetricsServer::Start(
+      *ParseAddress(options.metrics_listen), {&registry, &gauges, &process}, [this] { return ready.load(); });
+  if (!http.ok()) return http.status();
+  metrics_server = *std::move(http);
+  return absl::OkStatus();
+}
+
+absl::Status Server::Parts::BuildServer() {
+  grpc::ServerBuilder builder;
+  service->Register(builder);
+  SetConnectionArguments(builder, options.connection);
+  if (!options.reflection) builder.SetOption(WithoutReflection());
+  connections = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
+  server = builder.BuildAndStart();
+  if (server == nullptr) return absl::InternalError("gRPC did not start a server");
+  SetServingStatus(*server, false);
+  return absl::OkStatus();
+}
+
+void Server::Parts::AddGauges() {
+  gauges.Add("nsa_metadata_queue_requests", "Requests that wait for a lane.", {},
+             [this] { return static_cast<double>(batcher->queue_requests()); });
+  gauges.Add("nsa_metadata_output_blocks", "Blocks of the output pool.", {},
+             [this] { return static_cast<double>(pool->blocks()); });
+  gauges.Add("nsa_metadata_output_blocks_in_use", "Blocks in use, copies of replies counted as whole blocks.", {},
+             [this] { return static_cast<double>(pool->blocks_in_use()); });
+  gauges.Add("nsa_metadata_output_blocks_high_water", "The most blocks ever in use.", {},
+             [this] { return static_cast<double>(pool->blocks_high_water()); });
+  gauges.Add("nsa_metadata_connections", "Open connections.", {},
+             [this] { return static_cast<double>(acceptor->connections().Sweep()); });
+  for (kernels::BackendKind kind :
+       {kernels::BackendKind::kCuda, kernels::BackendKind::kCpu, kernels::BackendKind::kReference}) {
+    gauges.Add("nsa_metadata_backend_active", "1 for what computes the replies.",
+               {{"backend", std::string(kernels::BackendName(kind))}},
+               [this, kind] { return backend->kind() == kind ? 1.0 : 0.0; });
+  }
+  gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",
+             {{"version", kVersion}, {"revision", kRevision}, {"cuda", "none"}}, [] { return 1.0; });
+  for (const auto& [name, value] : NamedLimits(options)) {
+    gauges.Add("nsa_metadata_limit", "The server's limits, in bytes, seconds or numbers.", {{"name", name}},
+               [value = value] { return value; });
+  }
+}
+
+Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options) {
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  return Start(options, MakeBackend(options.backend));
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
+                                                      std::unique_ptr<kernels::Backend> backend) {
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  auto parts = std::make_unique<Parts>();
+  parts->options = Resolve(options);
+  parts->backend = std::move(backend);
+  if (absl::Status status = parts->MakeCompute(); !status.ok()) return status;
+  if (absl::Status status = parts->Listen(); !status.ok()) return status;
+  if (absl::Status status = parts->BuildServer(); !status.ok()) return status;
+  parts->service->Start();
+  parts->acceptor->Start();
+  SetServingStatus(*parts->server, true);
+  parts->health->SetServing(true);
+  parts->ready = true;
+  return std::unique_ptr<Server>(new Server(std::move(parts)));
+}
+
+Server::~Server() { Drain(); }
+
+void Server::Drain() {
+  if (!parts_->ready.exchange(false)) return;
+  parts_->health->SetServing(false);
+  SetServingStatus(*parts_->server, false);
+  parts_->acceptor->Stop();
+  parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(parts_->options.drain_timeout));
+  parts_->service->Stop();
+}
+
+std::vector<std::string> Server::listen_addresses() const {
+  std::vector<std::string> addresses;
+  for (const Listener& listener : parts_->acceptor->listeners()) addresses.push_back(listener.address().ToString());
+  return addresses;
+}
+
+std::string Server::health_address() const { return parts_->health->address().ToString(); }
+std::string Server::metrics_address() const { return parts_->metrics_server->address().ToString(); }
+const Options& Server::options() const { return parts_->options; }
+int64_t Server::live_calls() const { return parts_->service->live_calls(); }
+size_t Server::output_blocks_in_use() const { return parts_->pool->blocks_in_use(); }
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,46 @@
+// The whole server: what listens, what computes, what is measured, and the order in which they start and stop.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "server/options.h"
+
+namespace nsa::metadata::server {
+
+// Serves from Start to Drain or destruction.
+class Server {
+ public:
+  // Validates `options`, takes the ports, makes everything that serving needs. INVALID_ARGUMENT, UNAVAILABLE (a port)
+  // or RESOURCE_EXHAUSTED (memory), each saying what and why.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options);
+  // As above, with a backend of the caller's instead of the one that the options name.
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const Options& options,
+                                                       std::unique_ptr<kernels::Backend> backend);
+  ~Server();
+
+  // Readiness off, no new connections, answers what is in flight for up to drain_timeout, then cuts the rest. Blocks.
+  // Idempotent.
+  void Drain();
+
+  // Addresses with the ports that were taken, as gRPC targets.
+  std::vector<std::string> listen_addresses() const;
+  std::string health_address() const;
+  std::string metrics_address() const;
+
+  const Options& options() const;
+  int64_t live_calls() const;
+  size_t output_blocks_in_use() const;
+
+ private:
+  struct Parts;
+  explicit Server(std::unique_ptr<Parts> parts);
+  std::unique_ptr<Parts> parts_;
+};
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,55 @@
+#include "server/service.h"
+
+#include "server/completion_queue.h"
+#include "server/unary_call.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+// Expand calls that a queue waits for at once: a burst finds a taker without a turn of the queue's thread each.
+constexpr int kExpandCallsWaiting = 32;
+
+}  // namespace
+
+void LiveCalls::End() {
+  if (count_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  absl::MutexLock lock(&mutex_);
+  none_.SignalAll();
+}
+
+void LiveCalls::AwaitNone() {
+  absl::MutexLock lock(&mutex_);
+  while (count() > 0) none_.Wait(&mutex_);
+}
+
+Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics,
+                 const v1::GetServerInfoResponse& info)
+    : context_{.options = options,
+               .pool = pool,
+               .batcher = batcher,
+               .metrics = metrics,
+               .server_info = info.SerializeAsString(),
+               .service = {},
+               .live = {}} {}
+
+void Service::Register(grpc::ServerBuilder& builder) {
+  builder.RegisterService(&context_.service);
+  for (int64_t i = 0; i < context_.options.completion_queues; ++i) queues_.push_back(builder.AddCompletionQueue());
+}
+
+void Service::Start() {
+  for (const auto& queue : queues_) {
+    for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitExpand(context_, *queue);
+    AwaitGetServerInfo(context_, *queue);
+    threads_.emplace_back([&queue = *queue] { RunQueue(queue); });
+  }
+}
+
+void Service::Stop() {
+  // A queue that is shut down aborts the process when an answer is put on it.
+  context_.live.AwaitNone();
+  for (const auto& queue : queues_) queue->Shutdown();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,167 @@
+#include "server/unary_call.h"
+
+#include <algorithm>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/task.h"
+
+namespace nsa::metadata::server {
+
+UnaryCall::UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue)
+    : context_(context), queue_(queue), method_(method) {}
+
+void UnaryCall::AwaitCall() {
+  server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
+  Request(Started(&arrived_tag_));
+}
+
+void UnaryCall::OnArrived(bool ok) {
+  if (!ok) {  // the server is shut down; the other tags never come
+    delete this;
+    return;
+  }
+  arrived_ = Clock::now();
+  context_.live.Begin();
+  context_.metrics.CallStarted(method_);
+  MakeSuccessor();
+  if (std::optional<Refusal> refusal = CheckMetadata()) {
+    SendRefusal(*refusal);
+  } else {
+    Handle();
+  }
+}
+
+std::optional<Refusal> UnaryCall::CheckMetadata() const {
+  constexpr size_t kPerEntry = 32;  // as HTTP/2 counts a header list
+  int64_t bytes = 0;
+  for (const auto& [key, value] : server_context_.client_metadata()) bytes += key.size() + value.size() + kPerEntry;
+  const int64_t limit = context_.options.connection.max_metadata_bytes;
+  if (bytes <= limit) return std::nullopt;
+  return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
+                 absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", limit),
+                 "metadata", bytes, limit);
+}
+
+TimePoint UnaryCall::Deadline() const {
+  const TimePoint longest = arrived_ + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
+  const gpr_timespec deadline = server_context_.raw_deadline();
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return longest;
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  const auto left_ns = std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
+  return left_ns < longest - arrived_ ? std::min(Clock::now() + left_ns, longest) : longest;
+}
+
+void UnaryCall::Send(const grpc::ByteBuffer& reply) {
+  answered_ = Clock::now();
+  code_ = grpc::StatusCode::OK;
+  writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
+}
+
+void UnaryCall::SendRefusal(const Refusal& refusal) {
+  context_.metrics.Refused(refusal.reason);
+  if (refusal.retry_after.count() > 0) {
+    server_context_.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(refusal.retry_after.count()));
+  }
+  answered_ = Clock::now();
+  code_ = refusal.code;
+  writer_.FinishWithError(ToStatus(refusal), Started(&sent_tag_));
+}
+
+void UnaryCall::OnSent(bool ok) {
+  const TimePoint now = Clock::now();
+  context_.metrics.CallHandled(method_, code_, Nanoseconds(arrived_, now));
+  if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) {
+    context_.metrics.Sent(Nanoseconds(answered_, now));
+  }
+  if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.CancelledAfterLaunch();
+  Unref();
+}
+
+void UnaryCall::OnDone(bool) {
+  if (server_context_.IsCancelled()) cancelled_.store(true, std::memory_order_relaxed);
+  Unref();
+}
+
+void UnaryCall::Unref() {
+  if (pending_events_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  LiveCalls& live = context_.live;
+  delete this;
+  live.End();
+}
+
+namespace {
+
+class ExpandCall final : public UnaryCall, public Responder {
+ public:
+  ExpandCall(CallContext& context, grpc::ServerCompletionQueue& queue) : UnaryCall(Method::kExpand, context, queue) {
+    AwaitCall();
+  }
+
+  bool cancelled() const override { return caller_gone(); }
+  void Reply(const grpc::ByteBuffer& reply) override { Send(reply); }
+  void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
+
+ private:
+  void Request(void* tag) override {
+    context_.service.RequestExpand(&server_context_, &request_, &writer_, &queue_, &queue_, tag);
+  }
+  void MakeSuccessor() override { new ExpandCall(context_, queue_); }
+  void Handle() override;
+};
+
+void ExpandCall::Handle() {
+  auto task = std::make_unique<Task>(*this);
+  task->times.arrived = arrived();
+  task->deadline = Deadline();
+  v1::ExpandRequest* request = nullptr;
+  std::optional<Refusal> refusal = Decode(request_, task->arena(), &request);
+  if (!refusal) refusal = Validate(*request, context_.options.request, /*unary=*/true, &task->expansion);
+  task->times.parsed = Clock::now();
+  if (!refusal && task->deadline <= task->times.parsed) {
+    context_.metrics.Expired();
+    refusal = DeadlinePassed();
+  }
+  if (!refusal) {
+    const size_t bytes = task->expansion.layout.block_bytes();
+    task->permit = context_.pool.Reserve(bytes);
+    if (!task->permit) {
+      refusal = Later(v1::REFUSAL_REASON_BUDGET_FULL,
+                      absl::StrCat("no room for an output of ", bytes, " bytes in output_budget_bytes ",
+                                   context_.options.output_budget_bytes),
+                      static_cast<int64_t>(bytes), context_.options.output_budget_bytes, std::chrono::milliseconds(50));
+    }
+  }
+  request_.Clear();
+  if (!refusal) refusal = context_.batcher.Submit(&task);
+  if (refusal) task->Refuse(*refusal);
+}
+
+class GetServerInfoCall final : public UnaryCall {
+ public:
+  GetServerInfoCall(CallContext& context, grpc::ServerCompletionQueue& queue)
+      : UnaryCall(Method::kGetServerInfo, context, queue) {
+    AwaitCall();
+  }
+
+ private:
+  void Request(void* tag) override {
+    context_.service.RequestGetServerInfo(&server_context_, &request_, &writer_, &queue_, &queue_, tag);
+  }
+  void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
+  void Handle() override {
+    const grpc::Slice info(context_.server_info);
+    Send(grpc::ByteBuffer(&info, 1));
+  }
+};
+
+}  // namespace
+
+void AwaitExpand(CallContext& context, grpc::ServerCompletionQueue& queue) { new ExpandCall(context, queue); }
+void AwaitGetServerInfo(CallContext& context, grpc::ServerCompletionQueue& queue) {
+  new GetServerInfoCall(context, queue);
+}
+
+}  // namespace nsa::metadata::server

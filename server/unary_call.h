@@ -1,0 +1,75 @@
+// The life of a unary call on a completion queue, the same for every method.
+#pragma once
+
+#include <atomic>
+#include <optional>
+
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/async_unary_call.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "server/clock.h"
+#include "server/completion_queue.h"
+#include "server/refusal.h"
+#include "server/service.h"
+
+namespace nsa::metadata::server {
+
+// Waits for a call of its method, makes its successor, handles the call, and deletes itself once gRPC has sent the
+// answer and is done with the call. Both of those are events on the queue, in either order.
+class UnaryCall {
+ public:
+  UnaryCall(const UnaryCall&) = delete;
+  UnaryCall& operator=(const UnaryCall&) = delete;
+
+ protected:
+  UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue);
+  virtual ~UnaryCall() = default;
+
+  // Asks the service for a call; `tag` comes back when it has arrived.
+  virtual void Request(void* tag) = 0;
+  // Makes the object that takes the next call of the method.
+  virtual void MakeSuccessor() = 0;
+  // Answers the call that has arrived, now or later, with exactly one of Send and SendRefusal.
+  virtual void Handle() = 0;
+
+  void AwaitCall();
+  // Any thread. The object may be gone when they return.
+  void Send(const grpc::ByteBuffer& reply);
+  void SendRefusal(const Refusal& refusal);
+
+  bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
+  TimePoint arrived() const { return arrived_; }
+  // The caller's deadline, or max_rpc_duration from the arrival if that comes first.
+  TimePoint Deadline() const;
+
+  CallContext& context_;
+  grpc::ServerCompletionQueue& queue_;
+  grpc::ServerContext server_context_;
+  grpc::ByteBuffer request_;
+  grpc::ServerAsyncResponseWriter<grpc::ByteBuffer> writer_{&server_context_};
+
+ private:
+  void OnArrived(bool ok);
+  void OnSent(bool ok);
+  void OnDone(bool ok);
+  std::optional<Refusal> CheckMetadata() const;
+  void Unref();
+
+  const Method method_;
+  MemberTag<UnaryCall> arrived_tag_{this, &UnaryCall::OnArrived};
+  MemberTag<UnaryCall> sent_tag_{this, &UnaryCall::OnSent};
+  MemberTag<UnaryCall> done_tag_{this, &UnaryCall::OnDone};
+  TimePoint arrived_;
+  TimePoint answered_;
+  grpc::StatusCode code_ = grpc::StatusCode::OK;
+  std::atomic<bool> cancelled_{false};
+  // The answer sent, and the call done.
+  std::atomic<int> pending_events_{2};
+};
+
+// Begins to take Expand calls from `queue`, one at a time.
+void AwaitExpand(CallContext& context, grpc::ServerCompletionQueue& queue);
+// Likewise GetServerInfo.
+void AwaitGetServerInfo(CallContext& context, grpc::ServerCompletionQueue& queue);
+
+}  // namespace nsa::metadata::server
