@@ -1,0 +1,157 @@
+#include "server/acceptor.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+using ::testing::HasSubstr;
+
+// A client's end of a connection, whatever became of it.
+Descriptor Connect(const Address& address) {
+  Descriptor fd(socket(address.is_unix ? AF_UNIX : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (address.is_unix) {
+    sockaddr_un where = {};
+    where.sun_family = AF_UNIX;
+    address.host.copy(where.sun_path, sizeof where.sun_path - 1);
+    EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << strerror(errno);
+  } else {
+    sockaddr_in where = {};
+    where.sin_family = AF_INET;
+    where.sin_port = htons(address.port);
+    where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << strerror(errno);
+  }
+  return fd;
+}
+
+bool ClosedByPeer(const Descriptor& fd) {
+  char byte;
+  return recv(fd.get(), &byte, 1, 0) <= 0;
+}
+
+// Takes what an acceptor accepts.
+class AcceptorTest : public ::testing::Test {
+ protected:
+  void Start(const std::string& text, size_t max_connections) {
+    absl::StatusOr<Listener> listener = Listener::Open(*ParseAddress(text));
+    ASSERT_TRUE(listener.ok()) << listener.status();
+    std::vector<Listener> listeners;
+    listeners.push_back(*std::move(listener));
+    acceptor_ = std::make_unique<Acceptor>(Acceptor::Options{.max_connections = max_connections,
+                                                             .accepted =
+                                                                 [this](int fd, int) {
+                                                                   absl::MutexLock lock(&mutex_);
+                                                                   accepted_.emplace_back(fd);
+                                                                 },
+                                                             .refused =
+                                                                 [this] {
+                                                                   absl::MutexLock lock(&mutex_);
+                                                                   ++refused_;
+                                                                 }},
+                                           std::move(listeners));
+    acceptor_->Start();
+  }
+  void AwaitAccepted(size_t count) {
+    absl::MutexLock lock(&mutex_);
+    const auto reached = [this, count] { return accepted_.size() >= count; };
+    mutex_.Await(absl::Condition(&reached));
+  }
+  const Address& address() const { return acceptor_->listeners().front().address(); }
+
+  absl::Mutex mutex_;
+  std::vector<Descriptor> accepted_;
+  int refused_ = 0;
+  std::unique_ptr<Acceptor> acceptor_;
+};
+
+TEST_F(AcceptorTest, SetsTheOptionsThatEndAStuckConnection) {
+  Start("127.0.0.1:0", 10);
+  const Descriptor client = Connect(address());
+  AwaitAccepted(1);
+  int value = 0;
+  socklen_t size = sizeof value;
+  getsockopt(accepted_[0].get(), IPPROTO_TCP, TCP_NODELAY, &value, &size);
+  EXPECT_NE(value, 0);
+  getsockopt(accepted_[0].get(), IPPROTO_TCP, TCP_USER_TIMEOUT, &value, &size);
+  EXPECT_EQ(value, 20'000);
+  getsockopt(accepted_[0].get(), SOL_SOCKET, SO_SNDBUF, &value, &size);
+  EXPECT_EQ(value, 2 * 256 * 1024) << "the kernel doubles what it is told";
+}
+
+TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitAndTakesOthersOnceThereIsRoom) {
+  Start("127.0.0.1:0", 2);
+  const Descriptor first = Connect(address());
+  const Descriptor second = Connect(address());
+  AwaitAccepted(2);
+  const Descriptor third = Connect(address());
+  EXPECT_TRUE(ClosedByPeer(third));
+  EXPECT_EQ(refused_, 1);
+  {
+    absl::MutexLock lock(&mutex_);
+    accepted_.front().Close();  // as gRPC does, without telling
+  }
+  const Descriptor fourth = Connect(address());
+  AwaitAccepted(3);
+  EXPECT_EQ(acceptor_->connections().Sweep(), 2u);
+}
+
+TEST_F(AcceptorTest, KnowsAConnectionFromAnotherOnTheSameDescriptor) {
+  Start("127.0.0.1:0", 10);
+  const Descriptor client = Connect(address());
+  AwaitAccepted(1);
+  const int number = accepted_[0].get();
+  EXPECT_EQ(acceptor_->connections().Sweep(), 1u);
+  accepted_[0].Close();
+  const Descriptor other(socket(AF_INET, SOCK_STREAM, 0));
+  const Descriptor same(dup2(other.get(), number));
+  EXPECT_EQ(acceptor_->connections().Sweep(), 0u) << "another socket now has descriptor " << number;
+}
+
+TEST_F(AcceptorTest, ReplacesAStaleSocketFileAndRemovesItsOwn) {
+  const std::string path = ::testing::TempDir() + "acceptor_test.sock";
+  Start("unix:" + path, 10);
+  EXPECT_EQ(Listener::Open(*ParseAddress("unix:" + path)).status().code(), absl::StatusCode::kUnavailable)
+      << "a socket in use was taken over";
+  {
+    const Descriptor client = Connect(address());
+    AwaitAccepted(1);
+  }
+  acceptor_->Stop();
+  EXPECT_NE(access(path.c_str(), F_OK), 0) << "the socket file is still there";
+
+  // A process that was killed leaves its file.
+  sockaddr_un where = {};
+  where.sun_family = AF_UNIX;
+  path.copy(where.sun_path, sizeof where.sun_path - 1);
+  {
+    const Descriptor killed(socket(AF_UNIX, SOCK_STREAM, 0));
+    ASSERT_EQ(bind(killed.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0);
+  }
+  Start("unix:" + path, 10);
+  const Descriptor client = Connect(address());
+  AwaitAccepted(2);
+}
+
+TEST(ListenerTest, NamesTheAddressItCannotTake) {
+  const absl::StatusOr<Listener> first = Listener::Open(*ParseAddress("127.0.0.1:0"));
+  ASSERT_TRUE(first.ok()) << first.status();
+  const absl::StatusOr<Listener> second = Listener::Open(first->address());
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(first->address().ToString()));
+}
+
+}  // namespace
+}  // namespace nsa::metadata::server

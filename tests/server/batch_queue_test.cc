@@ -1,0 +1,110 @@
+#include "server/batch_queue.h"
+
+#include <gtest/gtest.h>
+
+#include "tests/server/tasks.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+using std::chrono::milliseconds;
+
+class BatchQueueTest : public ::testing::Test {
+ protected:
+  // A task of `sequences` sequences and as many tokens.
+  std::unique_ptr<Task> Make(int64_t sequences, TimePoint admitted = TimePoint()) {
+    return MakeTask(responders_.emplace_back(), *pool_, sequences, admitted);
+  }
+
+  const std::shared_ptr<OutputPool> pool_ =
+      *OutputPool::Create(*kernels::AllocatePageable(64 * OutputPool::kBlockBytes));
+  std::deque<RecordingResponder> responders_;
+  const TimePoint now_ = TimePoint() + std::chrono::hours(1);
+};
+
+TEST_F(BatchQueueTest, TakesAllThatWaitsInTheOrderOfArrival) {
+  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  for (int64_t sequences : {3, 1, 2}) queue.Push(Make(sequences));
+  const Batch batch = queue.Take(now_);
+  ASSERT_EQ(batch.tasks.size(), 3u);
+  EXPECT_EQ(batch.tasks[0]->expansion.total_tokens, 3);
+  EXPECT_EQ(batch.tasks[2]->expansion.total_tokens, 2);
+  EXPECT_EQ(batch.num_sequences, 6);
+  EXPECT_EQ(batch.total_tokens, 6);
+  EXPECT_EQ(batch.closed, BatchClosed::kQueueEmpty);
+  EXPECT_EQ(queue.size(), 0u);
+}
+
+TEST_F(BatchQueueTest, ClosesABatchBeforeTheRequestThatWouldPassALimit) {
+  BatchQueue by_sequences({.max_sequences = 4, .max_tokens = 100});
+  BatchQueue by_tokens({.max_sequences = 100, .max_tokens = 4});
+  for (BatchQueue* queue : {&by_sequences, &by_tokens}) {
+    for (int64_t sequences : {3, 2, 2}) queue->Push(Make(sequences));
+  }
+  Batch batch = by_sequences.Take(now_);
+  EXPECT_EQ(batch.tasks.size(), 1u);
+  EXPECT_EQ(batch.closed, BatchClosed::kMaxSequences);
+  EXPECT_EQ(by_sequences.Take(now_).tasks.size(), 2u);
+  batch = by_tokens.Take(now_);
+  EXPECT_EQ(batch.tasks.size(), 1u);
+  EXPECT_EQ(batch.closed, BatchClosed::kMaxTokens);
+}
+
+TEST_F(BatchQueueTest, ARequestOverTheLimitsGoesAlone) {
+  BatchQueue queue({.max_sequences = 2, .max_tokens = 2});
+  queue.Push(Make(5));
+  queue.Push(Make(1));
+  EXPECT_EQ(queue.Take(now_).tasks.size(), 1u);
+  EXPECT_EQ(queue.Take(now_).tasks.size(), 1u);
+}
+
+TEST_F(BatchQueueTest, LeavesOutWhatHasExpiredOrWasCancelled) {
+  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  auto expired = Make(1);
+  expired->deadline = now_;
+  auto in_time = Make(2);
+  in_time->deadline = now_ + milliseconds(1);
+  auto cancelled = Make(3);
+  responders_.back().Cancel();
+  queue.Push(std::move(expired));
+  queue.Push(std::move(cancelled));
+  queue.Push(std::move(in_time));
+  const Batch batch = queue.Take(now_);
+  ASSERT_EQ(batch.tasks.size(), 1u);
+  EXPECT_EQ(batch.tasks[0]->expansion.total_tokens, 2);
+  EXPECT_EQ(batch.expired.size(), 1u);
+  EXPECT_EQ(batch.cancelled.size(), 1u);
+  EXPECT_EQ(batch.total_tokens, 2);
+}
+
+TEST_F(BatchQueueTest, IsReadyAtOnceWithoutADelay) {
+  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  EXPECT_EQ(queue.ReadyAt(), TimePoint::max());
+  queue.Push(Make(1, now_));
+  EXPECT_EQ(queue.ReadyAt(), now_);
+}
+
+TEST_F(BatchQueueTest, WaitsForItsFirstRequestsDelayUnlessItIsFull) {
+  BatchQueue queue({.max_sequences = 3, .max_tokens = 100, .delay = milliseconds(5)});
+  queue.Push(Make(1, now_));
+  queue.Push(Make(1, now_ + milliseconds(4)));
+  EXPECT_EQ(queue.ReadyAt(), now_ + milliseconds(5));
+  queue.Push(Make(1, now_ + milliseconds(4)));
+  EXPECT_LE(queue.ReadyAt(), now_ + milliseconds(4)) << "a full batch has nothing to wait for";
+}
+
+TEST(TaskTest, IsRefusedWhenNobodyAnswersIt) {
+  RecordingResponder responder;
+  { Task task(responder); }
+  EXPECT_EQ(responder.answers(), 1);
+  EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::INTERNAL);
+}
+
+TEST(TaskTest, IsAnsweredOnce) {
+  RecordingResponder responder;
+  { Task(responder).Refuse(Cancelled()); }
+  EXPECT_EQ(responder.answers(), 1);
+}
+
+}  // namespace
+}  // namespace nsa::metadata::server

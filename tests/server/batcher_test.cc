@@ -1,0 +1,222 @@
+#include "server/batcher.h"
+
+#include <gtest/gtest.h>
+#include <prometheus/registry.h>
+
+#include <deque>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "kernels/host_backend.h"
+#include "tests/server/tasks.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+// Lanes whose batches begin and end when the test says so.
+class PuppetLane final : public kernels::Lane {
+ public:
+  struct Strings {
+    absl::Mutex mutex;
+    int started = 0;
+    int allowed = 0;
+    absl::Status result;
+    std::vector<size_t> batch_sizes;
+
+    void Allow(int batches) {
+      absl::MutexLock lock(&mutex);
+      allowed += batches;
+    }
+    void AwaitStarted(int batches) {
+      absl::MutexLock lock(&mutex);
+      const auto reached = [this, batches] { return started >= batches; };
+      mutex.Await(absl::Condition(&reached));
+    }
+  };
+
+  explicit PuppetLane(Strings& strings) : strings_(strings) {}
+  kernels::PackedBatch& batch() override { return batch_; }
+  absl::Status Expand() override {
+    absl::MutexLock lock(&strings_.mutex);
+    strings_.batch_sizes.push_back(batch_.requests().size());
+    const int number = ++strings_.started;
+    const auto may_end = [this, number] { return strings_.allowed >= number; };
+    strings_.mutex.Await(absl::Condition(&may_end));
+    return strings_.result;
+  }
+
+ private:
+  Strings& strings_;
+  std::vector<int32_t> q_ = std::vector<int32_t>(1'000), s_ = std::vector<int32_t>(1'000);
+  kernels::PackedBatch batch_{q_, s_};
+};
+
+class BatcherTest : public ::testing::Test {
+ protected:
+  void MakeBatcher(Batcher::Options options, int lanes = 1) {
+    std::vector<std::unique_ptr<kernels::Lane>> made;
+    for (int i = 0; i < lanes; ++i) made.push_back(std::make_unique<PuppetLane>(strings_));
+    batcher_ = std::make_unique<Batcher>(options, kernels::BackendKind::kCpu, std::move(made), *pool_, metrics_);
+  }
+  std::optional<Refusal> Submit(RecordingResponder& responder, TimePoint deadline = TimePoint::max()) {
+    std::unique_ptr<Task> task = MakeTask(responder, *pool_);
+    task->deadline = deadline;
+    std::optional<Refusal> refusal = batcher_->Submit(&task);
+    if (refusal) task->Refuse(*refusal);
+    return refusal;
+  }
+
+  static constexpr Batcher::Options kOptions = {.policy = {.max_sequences = 1'000, .max_tokens = 1'000}};
+  prometheus::Registry registry_;
+  Metrics metrics_{registry_, kernels::BackendKind::kCpu};
+  const std::shared_ptr<OutputPool> pool_ =
+      *OutputPool::Create(*kernels::AllocatePageable(256 * OutputPool::kBlockBytes));
+  PuppetLane::Strings strings_;
+  std::unique_ptr<Batcher> batcher_;
+};
+
+TEST_F(BatcherTest, RunsOnTheSubmittersThreadWhenALaneIsFree) {
+  strings_.Allow(1);
+  MakeBatcher(kOptions);
+  RecordingResponder responder;
+  EXPECT_FALSE(Submit(responder));
+  EXPECT_EQ(responder.answers(), 1) << "the answer was to be there when Submit returned";
+  EXPECT_TRUE(responder.reply().has_value());
+}
+
+TEST_F(BatcherTest, TakesWhatArrivedWhileItsLaneWasBusyAsOneBatch) {
+  MakeBatcher(kOptions);
+  std::deque<RecordingResponder> responders(6);
+  std::thread first([&] { Submit(responders[0]); });
+  strings_.AwaitStarted(1);
+  for (int i = 1; i < 6; ++i) EXPECT_FALSE(Submit(responders[i]));
+  EXPECT_EQ(batcher_->queue_requests(), 5u);
+  strings_.Allow(2);
+  first.join();
+  for (RecordingResponder& responder : responders) {
+    responder.AwaitAnswer();
+    EXPECT_TRUE(responder.reply().has_value());
+  }
+  EXPECT_EQ(strings_.batch_sizes, (std::vector<size_t>{1, 5}));
+}
+
+TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
+  MakeBatcher(kOptions, /*lanes=*/2);
+  std::deque<RecordingResponder> responders(2);
+  std::thread first([&] { Submit(responders[0]); });
+  std::thread second([&] { Submit(responders[1]); });
+  strings_.AwaitStarted(2);  // both are in their lanes, neither has ended
+  strings_.Allow(2);
+  first.join();
+  second.join();
+  EXPECT_EQ(responders[0].answers() + responders[1].answers(), 2);
+}
+
+TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndLeavesItToTheCaller) {
+  Batcher::Options options = kOptions;
+  options.max_queue_requests = 1;
+  MakeBatcher(options);
+  std::deque<RecordingResponder> responders(3);
+  std::thread first([&] { Submit(responders[0]); });
+  strings_.AwaitStarted(1);
+  EXPECT_FALSE(Submit(responders[1]));
+  const std::optional<Refusal> refusal = Submit(responders[2]);
+  ASSERT_TRUE(refusal.has_value());
+  EXPECT_EQ(refusal->code, grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(refusal->reason, v1::REFUSAL_REASON_QUEUE_FULL);
+  EXPECT_EQ(refusal->limit, 1);
+  EXPECT_GT(refusal->retry_after.count(), 0);
+  strings_.Allow(2);
+  first.join();
+  responders[1].AwaitAnswer();
+}
+
+TEST_F(BatcherTest, LaunchesNothingForARequestWhoseDeadlineHasPassed) {
+  strings_.Allow(1);
+  MakeBatcher(kOptions);
+  RecordingResponder responder;
+  Submit(responder, Clock::now() - std::chrono::milliseconds(1));
+  responder.AwaitAnswer();
+  EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_EQ(strings_.started, 0);
+}
+
+TEST_F(BatcherTest, LaunchesNothingForACancelledRequest) {
+  strings_.Allow(1);
+  MakeBatcher(kOptions);
+  RecordingResponder responder;
+  responder.Cancel();
+  Submit(responder);
+  responder.AwaitAnswer();
+  EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::CANCELLED);
+  EXPECT_EQ(strings_.started, 0);
+}
+
+TEST_F(BatcherTest, AnswersInternalWhenTheLaneFails) {
+  strings_.Allow(1);
+  strings_.result = absl::InternalError("device lost at 0x1234");
+  MakeBatcher(kOptions);
+  RecordingResponder responder;
+  Submit(responder);
+  ASSERT_TRUE(responder.refusal().has_value());
+  EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(responder.refusal()->message.find("0x1234"), std::string::npos) << "a caller is told no internals";
+}
+
+TEST_F(BatcherTest, WithADelayRequestsMeetInOneBatchThoughALaneIsFree) {
+  Batcher::Options options = kOptions;
+  options.policy.max_sequences = 3;
+  options.policy.delay = std::chrono::hours(1);
+  strings_.Allow(1);
+  MakeBatcher(options);
+  std::deque<RecordingResponder> responders(3);
+  Submit(responders[0]);
+  Submit(responders[1]);
+  EXPECT_EQ(batcher_->queue_requests(), 2u);
+  Submit(responders[2]);  // the batch is full
+  for (RecordingResponder& responder : responders) responder.AwaitAnswer();
+  EXPECT_EQ(strings_.batch_sizes, (std::vector<size_t>{3}));
+}
+
+TEST_F(BatcherTest, ADelayEndsByItself) {
+  Batcher::Options options = kOptions;
+  options.policy.delay = std::chrono::milliseconds(1);
+  strings_.Allow(1);
+  MakeBatcher(options);
+  RecordingResponder responder;
+  Submit(responder);
+  responder.AwaitAnswer();
+  EXPECT_TRUE(responder.reply().has_value());
+}
+
+TEST_F(BatcherTest, AnswersAllThatWaitsBeforeItEnds) {
+  Batcher::Options options = kOptions;
+  options.policy.delay = std::chrono::hours(1);
+  strings_.Allow(10);
+  MakeBatcher(options);
+  std::deque<RecordingResponder> responders(5);
+  for (RecordingResponder& responder : responders) Submit(responder);
+  batcher_.reset();
+  for (RecordingResponder& responder : responders) EXPECT_EQ(responder.answers(), 1);
+}
+
+TEST_F(BatcherTest, AnswersEachOfManyThreadsExactlyOnce) {
+  strings_.Allow(1 << 30);
+  MakeBatcher(kOptions, /*lanes=*/2);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < 8; ++i) {
+    threads.emplace_back([this] {
+      for (int n = 0; n < 500; ++n) {
+        RecordingResponder responder;
+        Submit(responder);
+        responder.AwaitAnswer();
+        ASSERT_EQ(responder.answers(), 1);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(pool_->blocks_in_use(), 0u);
+}
+
+}  // namespace
+}  // namespace nsa::metadata::server

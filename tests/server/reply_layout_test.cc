@@ -1,0 +1,123 @@
+#include "server/reply_layout.h"
+
+#include <google/protobuf/reflection.h>
+#include <gtest/gtest.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "tests/support/requests.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+constexpr size_t kBlock = OutputPool::kBlockBytes;
+
+std::shared_ptr<OutputPool> MakePool(size_t blocks) {
+  return *OutputPool::Create(*kernels::AllocatePageable(blocks * kBlock));
+}
+
+v1::ExpandResponse Parse(const grpc::ByteBuffer& bytes) {
+  std::vector<grpc::Slice> slices;
+  EXPECT_TRUE(bytes.Dump(&slices).ok());
+  std::string encoded;
+  for (const grpc::Slice& slice : slices) encoded.append(slice.begin(), slice.end());
+  v1::ExpandResponse response;
+  EXPECT_TRUE(response.ParseFromString(encoded));
+  return response;
+}
+
+std::vector<int32_t> Array(const v1::ExpandResponse& response, kernels::Output output) {
+  const google::protobuf::Reflection& reflection = *response.GetReflection();
+  const auto* field = response.GetDescriptor()->FindFieldByName(kernels::OutputName(output));
+  const auto values = reflection.GetRepeatedFieldRef<int32_t>(response, field);
+  return {values.begin(), values.end()};
+}
+
+v1::ExpandResponse LargestScalars() {
+  v1::ExpandResponse scalars;
+  scalars.set_request_id(UINT64_MAX);
+  scalars.set_total_tokens(-1);
+  scalars.set_mode(v1::SEQUENCE_MODE_CAUSAL);
+  v1::Timing& timing = *scalars.mutable_timing();
+  timing.set_parse_ns(UINT64_MAX);
+  timing.set_admit_ns(UINT64_MAX);
+  timing.set_queue_ns(UINT64_MAX);
+  timing.set_pack_ns(UINT64_MAX);
+  timing.set_device_ns(UINT64_MAX);
+  timing.set_frame_ns(UINT64_MAX);
+  timing.set_batch_requests(UINT32_MAX);
+  timing.set_batch_tokens(UINT32_MAX);
+  timing.set_backend(v1::BACKEND_CPU);
+  return scalars;
+}
+
+// Computes `request` into a reply and reads it back as any client would.
+void ExpectRoundTrip(const testing::TestRequest& request, OutputPool& pool) {
+  const auto backend = kernels::CreateCpuBackend();
+  const auto lane = *backend->CreateLane(100);
+  const testing::Arrays want = testing::ExpandTogether(*lane, {request}).front();
+  const ReplyLayout layout(request.spec.outputs, static_cast<int64_t>(request.seq_lens.size()), request.total_tokens());
+  const OutputPermit permit = pool.Reserve(layout.block_bytes());
+  ASSERT_TRUE(permit);
+  lane->batch().Clear();
+  ASSERT_TRUE(lane->batch().Add(request.spec, request.extend_seq_lens, request.seq_lens, request.total_tokens(),
+                                layout.Pointers(permit.data())));
+  ASSERT_TRUE(lane->Expand().ok());
+  const grpc::ByteBuffer reply = layout.Frame(LargestScalars(), permit, pool);
+  EXPECT_LE(reply.Length(), layout.wire_bytes());
+  v1::ExpandResponse response = Parse(reply);
+  for (kernels::Output output : kernels::kAllOutputs) {
+    EXPECT_EQ(Array(response, output), want[static_cast<size_t>(output)]) << kernels::OutputName(output);
+  }
+  EXPECT_EQ(response.request_id(), UINT64_MAX);
+  EXPECT_EQ(response.timing().frame_ns(), UINT64_MAX);
+}
+
+TEST(ReplyLayoutTest, RepliesReadBackAsWhatWasComputed) {
+  const auto pool = MakePool(64);
+  std::mt19937_64 random(5);
+  for (int i = 0; i < 500; ++i) ExpectRoundTrip(testing::RandomRequest(random), *pool);
+  EXPECT_EQ(pool->blocks_in_use(), 0u);
+}
+
+TEST(ReplyLayoutTest, RepliesOfAScarcePoolAreCopiesAndReadBackTheSame) {
+  const auto pool = MakePool(64);
+  const OutputPermit others = pool->Reserve(50 * kBlock);
+  std::mt19937_64 random(6);
+  for (int i = 0; i < 100; ++i) ExpectRoundTrip(testing::RandomRequest(random, 8), *pool);
+  EXPECT_EQ(pool->blocks_in_use(), 50u);
+}
+
+TEST(ReplyLayoutTest, ACopyOfAScarcePoolLetsTheBlocksGo) {
+  const auto pool = MakePool(64);
+  const OutputPermit others = pool->Reserve(52 * kBlock);
+  const ReplyLayout layout({kernels::Output::kKs}, 1, 4);
+  grpc::ByteBuffer reply;
+  {
+    const OutputPermit permit = pool->Reserve(3 * kBlock);
+    reply = layout.Frame({}, permit, *pool);
+  }
+  EXPECT_EQ(pool->blocks_in_use(), 53u);  // 16 bytes of heap count as one block
+}
+
+TEST(ReplyLayoutTest, ArraysAreAlignedForWideStores) {
+  const ReplyLayout layout(kernels::OutputSet::All(), 3, 7);
+  alignas(128) static uint8_t base[8192];
+  for (const int32_t* pointer : layout.Pointers(base)) {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(pointer) % 128, 0u);
+  }
+}
+
+TEST(ReplyLayoutTest, AnOutputThatIsNotAskedHasNoPlace) {
+  const ReplyLayout layout({kernels::Output::kPositions}, 3, 7);
+  uint8_t base[512];
+  const kernels::OutputPointers pointers = layout.Pointers(base);
+  for (kernels::Output output : kernels::kAllOutputs) {
+    EXPECT_EQ(pointers[static_cast<size_t>(output)] != nullptr, output == kernels::Output::kPositions);
+  }
+}
+
+}  // namespace
+}  // namespace nsa::metadata::server

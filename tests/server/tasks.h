@@ -1,0 +1,76 @@
+// Tasks whose answers a test can look at, and a lane that does what a test says.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
+#include "kernels/backend.h"
+#include "server/output_pool.h"
+#include "server/task.h"
+
+namespace nsa::metadata::server {
+
+// Thread-safe.
+class RecordingResponder final : public Responder {
+ public:
+  bool cancelled() const override { return cancelled_; }
+  void Reply(const grpc::ByteBuffer& reply) override {
+    absl::MutexLock lock(&mutex_);
+    ++answers_;
+    reply_ = reply;
+  }
+  void Refuse(const Refusal& refusal) override {
+    absl::MutexLock lock(&mutex_);
+    ++answers_;
+    refusal_ = refusal;
+  }
+
+  // Before its task is submitted.
+  void Cancel() { cancelled_ = true; }
+  int answers() const {
+    absl::MutexLock lock(&mutex_);
+    return answers_;
+  }
+  std::optional<Refusal> refusal() const {
+    absl::MutexLock lock(&mutex_);
+    return refusal_;
+  }
+  std::optional<grpc::ByteBuffer> reply() const {
+    absl::MutexLock lock(&mutex_);
+    return reply_;
+  }
+  void AwaitAnswer() const {
+    absl::MutexLock lock(&mutex_);
+    mutex_.Await(absl::Condition(
+        +[](const RecordingResponder* self) { return self->answers_ > 0; }, this));
+  }
+
+ private:
+  mutable absl::Mutex mutex_;
+  bool cancelled_ = false;
+  int answers_ = 0;
+  std::optional<grpc::ByteBuffer> reply_;
+  std::optional<Refusal> refusal_;
+};
+
+// A task of `sequences` sequences with one token each, admitted at `admitted`.
+inline std::unique_ptr<Task> MakeTask(RecordingResponder& responder, OutputPool& pool, int64_t sequences = 1,
+                                      TimePoint admitted = TimePoint()) {
+  auto task = std::make_unique<Task>(responder);
+  v1::ExpandRequest* request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&task->arena());
+  for (int64_t b = 0; b < sequences; ++b) {
+    request->add_extend_seq_lens(1);
+    request->add_seq_lens(static_cast<int32_t>(100 + b));
+  }
+  request->set_nsa_index_topk(2048);
+  Validate(*request, {}, /*unary=*/true, &task->expansion);
+  task->permit = pool.Reserve(task->expansion.layout.block_bytes());
+  task->times.admitted = admitted;
+  return task;
+}
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,30 @@
+// Requests over the wire, for tests.
+#pragma once
+
+#include <chrono>
+#include <string>
+
+#include "grpcpp/client_context.h"
+#include "nsa/metadata/v1/metadata.grpc.pb.h"
+#include "tests/support/requests.h"
+
+namespace nsa::metadata::testing {
+
+v1::ExpandRequest ToProto(const TestRequest& request);
+
+// The arrays of a response, by output.
+Arrays ToArrays(const v1::ExpandResponse& response);
+
+struct Reply {
+  grpc::Status status;
+  v1::ExpandResponse response;
+};
+
+// One call, with a deadline that only a hang reaches.
+Reply Call(v1::MetadataService::Stub& stub, const v1::ExpandRequest& request,
+           std::chrono::milliseconds timeout = std::chrono::seconds(60));
+
+// The reason, field, value and limit of a refused call's ErrorInfo; the status's text where there is none.
+std::string ErrorInfoOf(const grpc::Status& status);
+
+}  // namespace nsa::metadata::testing
