@@ -5,18 +5,6 @@
 namespace nsa::metadata::kernels {
 namespace {
 
-// The sum of min(seqlens_expanded[t], K) over one sequence's tokens.
-int64_t NsaTokens(const RequestSpec& spec, int64_t q, int64_t s) {
-  const int64_t k = spec.nsa_index_topk;
-  if (spec.mode == SequenceMode::kRepeat) return q * std::min(s, k);
-  // seqlens_expanded rises by one a token and ends at s: the positive ones are first..s, and those above K count K.
-  const int64_t first = std::max<int64_t>(s - q + 1, 1);
-  const int64_t ramp_end = std::min(s, k);
-  const int64_t ramp = std::max<int64_t>(ramp_end - first + 1, 0);
-  const int64_t above = q == 0 ? 0 : std::max<int64_t>(s - std::max(first, k + 1) + 1, 0);
-  return ramp * (first + ramp_end) / 2 + above * k;
-}
-
 // The largest ks (`plus_length` false) or ke (true): both rise with the sequence, so the last sequence with a token
 // decides ks, but an earlier one, longer, may decide ke.
 int64_t LargestStart(std::span<const int32_t> extend_seq_lens, std::span<const int32_t> seq_lens, bool plus_length) {
@@ -30,6 +18,17 @@ int64_t LargestStart(std::span<const int32_t> extend_seq_lens, std::span<const i
 }
 
 }  // namespace
+
+int64_t NsaTokens(const RequestSpec& spec, int64_t q, int64_t s) {
+  const int64_t k = spec.nsa_index_topk;
+  if (spec.mode == SequenceMode::kRepeat) return q * std::min(s, k);
+  // seqlens_expanded rises by one a token and ends at s: the positive ones are first..s, and those above K count K.
+  const int64_t first = std::max<int64_t>(s - q + 1, 1);
+  const int64_t ramp_end = std::min(s, k);
+  const int64_t ramp = std::max<int64_t>(ramp_end - first + 1, 0);
+  const int64_t above = q == 0 ? 0 : std::max<int64_t>(s - std::max(first, k + 1) + 1, 0);
+  return ramp * (first + ramp_end) / 2 + above * k;
+}
 
 std::optional<size_t> FirstNegative(std::span<const int32_t> lengths) {
   int32_t any = 0;

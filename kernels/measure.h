@@ -20,4 +20,7 @@ int64_t Sum(std::span<const int32_t> lengths);
 int64_t LargestValue(Output output, const RequestSpec& spec, std::span<const int32_t> extend_seq_lens,
                      std::span<const int32_t> seq_lens);
 
+// The sum of min(seqlens_expanded, K) over a sequence of q tokens and length s, neither negative.
+int64_t NsaTokens(const RequestSpec& spec, int64_t q, int64_t s);
+
 }  // namespace nsa::metadata::kernels

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/refusal.h"
 
 namespace nsa::metadata::server {
@@ -52,16 +53,15 @@ std::string_view CodeName(size_t code) {
   return kNames[code];
 }
 
-constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "GetServerInfo"};
+constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "GetServerInfo", "other"};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
 constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty", "max_sequences", "max_tokens"};
 
 }  // namespace
 
-Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, const char* method) {
-  const Labels labels = {
-      {"grpc_type", "unary"}, {"grpc_service", "nsa.metadata.v1.MetadataService"}, {"grpc_method", method}};
+Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, const char* service, const char* method) {
+  const Labels labels = {{"grpc_type", "unary"}, {"grpc_service", service}, {"grpc_method", method}};
   CallMetrics call;
   call.started = Counter(registry, "grpc_server_started_total", "Calls started on the server.", labels);
   for (size_t code = 0; code < kNumCodes; ++code) {
@@ -76,7 +76,10 @@ Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, const cha
 }
 
 Metrics::Metrics(prometheus::Registry& registry, kernels::BackendKind backend) {
-  for (size_t i = 0; i < kNumMethods; ++i) calls_[i] = MakeCall(registry, kMethodNames[i]);
+  for (size_t i = 0; i < kNumMethods; ++i) {
+    const bool other = i == static_cast<size_t>(Method::kOther);
+    calls_[i] = MakeCall(registry, other ? "other" : v1::MetadataService::service_full_name(), kMethodNames[i]);
+  }
   for (size_t i = 0; i < kNumStages; ++i) {
     stages_[i] = Histogram(registry, "nsa_metadata_stage_seconds", "Time of an expansion in one stage of the server.",
                            {{"stage", kStageNames[i]}}, StageBuckets());

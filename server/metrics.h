@@ -21,8 +21,9 @@ class Registry;
 
 namespace nsa::metadata::server {
 
-enum class Method : uint8_t { kExpand, kGetServerInfo };
-inline constexpr size_t kNumMethods = 2;
+// kOther: one that this server does not have.
+enum class Method : uint8_t { kExpand, kGetServerInfo, kOther };
+inline constexpr size_t kNumMethods = 3;
 
 enum class Stage : uint8_t { kParse, kAdmit, kQueue, kPack, kDevice, kFrame, kSend };
 inline constexpr size_t kNumStages = 7;
@@ -69,7 +70,7 @@ class Metrics {
     std::array<prometheus::Counter*, kNumCodes> handled;
     prometheus::Histogram* seconds;
   };
-  static CallMetrics MakeCall(prometheus::Registry& registry, const char* method);
+  static CallMetrics MakeCall(prometheus::Registry& registry, const char* service, const char* method);
   void ObserveStage(Stage stage, uint64_t nanoseconds);
 
   std::array<CallMetrics, kNumMethods> calls_;

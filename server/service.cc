@@ -1,6 +1,7 @@
 #include "server/service.h"
 
 #include "server/completion_queue.h"
+#include "server/other_call.h"
 #include "server/unary_call.h"
 
 namespace nsa::metadata::server {
@@ -30,10 +31,12 @@ Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Met
                .metrics = metrics,
                .server_info = info.SerializeAsString(),
                .service = {},
+               .other_methods = {},
                .live = {}} {}
 
 void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.service);
+  builder.RegisterAsyncGenericService(&context_.other_methods);
   for (int64_t i = 0; i < context_.options.completion_queues; ++i) queues_.push_back(builder.AddCompletionQueue());
 }
 
@@ -41,6 +44,7 @@ void Service::Start() {
   for (const auto& queue : queues_) {
     for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitExpand(context_, *queue);
     AwaitGetServerInfo(context_, *queue);
+    OtherCall::Await(context_, *queue);
     threads_.emplace_back([&queue = *queue] { RunQueue(queue); });
   }
 }

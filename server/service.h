@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
@@ -47,6 +48,7 @@ struct CallContext {
   // The encoded GetServerInfoResponse.
   std::string server_info;
   AsyncService service;
+  grpc::AsyncGenericService other_methods;
   LiveCalls live;
 };
 

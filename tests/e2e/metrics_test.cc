@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "grpcpp/generic/generic_stub.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
 
@@ -63,6 +64,30 @@ TEST(MetricsTest, TheObjectivesThresholdIsABucketBound) {
   const std::string text = HttpGet(server.server().metrics_address(), "/metrics");
   const std::string labels(kExpand, sizeof kExpand - 2);
   EXPECT_EQ(MetricValue(text, "grpc_server_handling_seconds_bucket" + labels + ",le=\"0.0128\"}"), 0);
+}
+
+TEST(MetricsTest, CountCallsOfUnknownMethodsUnderOneName) {
+  RunningServer server;
+  grpc::GenericStub stub(server.Connect());
+  for (const char* method : {"/nsa.metadata.v1.MetadataService/Contract", "/a/b"}) {
+    grpc::ClientContext context;
+    grpc::CompletionQueue queue;
+    const auto call = stub.PrepareUnaryCall(&context, method, grpc::ByteBuffer(), &queue);
+    call->StartCall();
+    grpc::ByteBuffer reply;
+    grpc::Status status;
+    call->Finish(&reply, &status, nullptr);
+    void* tag;
+    bool ok;
+    ASSERT_TRUE(queue.Next(&tag, &ok));
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNIMPLEMENTED) << method;
+  }
+  const std::string series =
+      "grpc_server_handled_total{grpc_code=\"Unimplemented\",grpc_method=\"other\",grpc_service=\"other\",grpc_type="
+      "\"unary\"}";
+  double counted = 0;
+  while (counted < 2) counted = MetricValue(HttpGet(server.server().metrics_address(), "/metrics"), series);
+  EXPECT_EQ(counted, 2);
 }
 
 TEST(MetricsTest, OtherPathsAreNotFound) {

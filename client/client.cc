@@ -1,0 +1,146 @@
+#include "client/client.h"
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/support/channel_arguments.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "client/status.h"
+
+namespace nsa::metadata::client {
+namespace {
+
+// gRPC doesn't repeat a call whose request is larger than its buffer, by default 256 KiB; the service takes 1 MiB.
+constexpr int kRetryBufferBytes = 2 << 20;
+
+absl::Status OutOfRange(const char* option, const std::string& value, const char* want) {
+  return absl::InvalidArgumentError(absl::StrCat("ClientOptions.", option, " is ", value, ", want ", want));
+}
+
+absl::Status Check(const ClientOptions& options) {
+  const ClientOptions::Retry& retry = options.retry;
+  if (options.timeout < absl::ZeroDuration()) {
+    return OutOfRange("timeout", absl::FormatDuration(options.timeout), "0 or more");
+  }
+  if (retry.max_attempts < 1 || retry.max_attempts > 5) {
+    return OutOfRange("retry.max_attempts", absl::StrCat(retry.max_attempts), "1 to 5");
+  }
+  if (retry.initial_backoff < absl::Milliseconds(1) || retry.initial_backoff > absl::Hours(1)) {
+    return OutOfRange("retry.initial_backoff", absl::FormatDuration(retry.initial_backoff), "1ms to 1h");
+  }
+  if (retry.max_backoff < absl::Milliseconds(1) || retry.max_backoff > absl::Hours(1)) {
+    return OutOfRange("retry.max_backoff", absl::FormatDuration(retry.max_backoff), "1ms to 1h");
+  }
+  if (options.channels < 1 || options.channels > 1024) {
+    return OutOfRange("channels", absl::StrCat(options.channels), "1 to 1024");
+  }
+  if (options.max_receive_message_bytes < 1) {
+    return OutOfRange("max_receive_message_bytes", absl::StrCat(options.max_receive_message_bytes), "1 or more");
+  }
+  return absl::OkStatus();
+}
+
+std::string ServiceConfig(const ClientOptions::Retry& retry) {
+  const std::string retry_policy = absl::StrFormat(
+      R"("retryPolicy": {"maxAttempts": %d, "initialBackoff": "%.3fs", "maxBackoff": "%.3fs", "backoffMultiplier": 2,
+                         "retryableStatusCodes": ["UNAVAILABLE"]})",
+      retry.max_attempts, absl::ToDoubleSeconds(retry.initial_backoff), absl::ToDoubleSeconds(retry.max_backoff));
+  return absl::StrFormat(
+      R"({"loadBalancingConfig": [{"round_robin": {}}],
+          "methodConfig": [{"name": [{"service": "%s"}]%s%s}]})",
+      v1::MetadataService::service_full_name(), retry.max_attempts > 1 ? ", " : "",
+      retry.max_attempts > 1 ? retry_policy : "");
+}
+
+grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options) {
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(ServiceConfig(options.retry));
+  // The policy above is the only one: no answer of a name server's can replace it.
+  arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
+  arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kRetryBufferBytes);
+  arguments.SetMaxReceiveMessageSize(options.max_receive_message_bytes);
+  // Channels of the same target and arguments would share a connection otherwise.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  return arguments;
+}
+
+// What an asynchronous call needs until its end.
+struct AsyncCall {
+  grpc::ClientContext context;
+  v1::ExpandRequest request;
+  v1::ExpandResponse response;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& target, ClientOptions options) {
+  if (target.empty()) return absl::InvalidArgumentError("the target is empty, want a name as \"host:port\"");
+  if (const absl::Status status = Check(options); !status.ok()) return status;
+  if (options.credentials == nullptr) options.credentials = grpc::InsecureChannelCredentials();
+  return std::unique_ptr<Client>(new Client(target, options));
+}
+
+Client::Client(const std::string& target, const ClientOptions& options)
+    : timeout_(options.timeout == absl::ZeroDuration() ? absl::InfiniteDuration() : options.timeout) {
+  const grpc::ChannelArguments arguments = ChannelArgumentsOf(options);
+  for (int i = 0; i < options.channels; ++i) {
+    stubs_.push_back(v1::MetadataService::NewStub(grpc::CreateCustomChannel(target, options.credentials, arguments)));
+  }
+}
+
+Client::~Client() {
+  const absl::MutexLock lock(&mutex_);
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return calls_in_flight_ == 0; };
+  mutex_.Await(absl::Condition(&idle));
+}
+
+absl::StatusOr<v1::ExpandResponse> Client::Expand(const Request& request, std::optional<absl::Time> deadline) {
+  grpc::ClientContext context;
+  SetDeadline(deadline, context);
+  v1::ExpandResponse response;
+  const grpc::Status status = NextStub().Expand(&context, ToProto(request), &response);
+  if (!status.ok()) return ToAbslStatus(status);
+  return response;
+}
+
+void Client::ExpandAsync(const Request& request, Callback callback, std::optional<absl::Time> deadline) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    ++calls_in_flight_;
+  }
+  auto call = std::make_shared<AsyncCall>();
+  call->request = ToProto(request);
+  SetDeadline(deadline, call->context);
+  NextStub().async()->Expand(
+      &call->context, &call->request, &call->response,
+      [this, call, callback = std::move(callback)](const grpc::Status& status) {
+        callback(status.ok() ? absl::StatusOr<v1::ExpandResponse>(std::move(call->response)) : ToAbslStatus(status));
+        const absl::MutexLock lock(&mutex_);
+        --calls_in_flight_;
+      });
+}
+
+absl::StatusOr<v1::GetServerInfoResponse> Client::ServerInfo(std::optional<absl::Time> deadline) {
+  grpc::ClientContext context;
+  SetDeadline(deadline, context);
+  v1::GetServerInfoResponse response;
+  const grpc::Status status = NextStub().GetServerInfo(&context, {}, &response);
+  if (!status.ok()) return ToAbslStatus(status);
+  return response;
+}
+
+v1::MetadataService::Stub& Client::NextStub() {
+  return *stubs_[next_stub_.fetch_add(1, std::memory_order_relaxed) % stubs_.size()];
+}
+
+void Client::SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const {
+  // gRPC takes a time before 1970 for no deadline.
+  const absl::Time effective = std::max(deadline.value_or(absl::Now() + timeout_), absl::UnixEpoch());
+  if (effective != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(effective));
+}
+
+}  // namespace nsa::metadata::client

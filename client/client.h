@@ -1,0 +1,93 @@
+// The client of the NSA metadata service.
+//
+//   auto client = Client::Connect("127.0.0.1:50051");
+//   Request request(v1::SEQUENCE_MODE_CAUSAL);
+//   request.extend_seq_lens = extend_seq_lens;
+//   request.seq_lens = seq_lens;
+//   request.nsa_index_topk = 2048;
+//   absl::StatusOr<v1::ExpandResponse> reply = (*client)->Expand(request);
+#pragma once
+
+#include <grpcpp/channel.h>
+#include <grpcpp/security/credentials.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "client/request.h"
+#include "nsa/metadata/v1/metadata.grpc.pb.h"
+
+namespace nsa::metadata::client {
+
+struct ClientOptions {
+  // Calls that end UNAVAILABLE are sent again, and no others: the server was not reached, or may take the same request
+  // later. An expansion changes nothing, so that one sent twice does no harm. The server's own hint of when to come
+  // back (grpc-retry-pushback-ms) goes before the backoff. Nothing throttles retries.
+  struct Retry {
+    // Attempts a call, the first included. 1 to 5; 1: no retries.
+    int max_attempts = 4;
+    // The longest wait before the second attempt; it doubles with each further one, up to max_backoff. 1 ms or more.
+    absl::Duration initial_backoff = absl::Milliseconds(50);
+    absl::Duration max_backoff = absl::Seconds(1);
+  };
+
+  // A call's time, all attempts together. 0: no deadline of the client's; the server still has its own.
+  absl::Duration timeout = absl::Seconds(30);
+  Retry retry = {};
+  // Connections that calls take in turn, 1 to 1,024. More than one helps where a connection is the bottleneck.
+  int channels = 1;
+  // The largest reply accepted, bytes. 1 or more.
+  int max_receive_message_bytes = 4 << 20;
+  // nullptr: plain text.
+  std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
+};
+
+// Calls a server. Thread-safe. Errors carry the server's code, message and details: see status.h. UNAVAILABLE without a
+// Violation means that the server wasn't reached.
+class Client {
+ public:
+  // Runs once on a thread of gRPC's. It must not block, nor destroy the Client.
+  using Callback = std::function<void(absl::StatusOr<v1::ExpandResponse>)>;
+
+  // Does not block: connections are made by the first calls. `target` is a gRPC name, as "host:port",
+  // "dns:///host:port" or "unix:/path"; calls go round the addresses it resolves to. INVALID_ARGUMENT names the option
+  // that is out of range.
+  static absl::StatusOr<std::unique_ptr<Client>> Connect(const std::string& target, ClientOptions options = {});
+
+  // Blocks until the callbacks of all asynchronous calls have returned.
+  ~Client();
+  Client(const Client&) = delete;
+  Client& operator=(const Client&) = delete;
+
+  // Expands `request`. Blocks until the answer or the deadline; `deadline` goes before ClientOptions.timeout.
+  absl::StatusOr<v1::ExpandResponse> Expand(const Request& request, std::optional<absl::Time> deadline = std::nullopt);
+
+  // The same without blocking. The request's arrays may go as soon as this returns; `callback` may run before it does.
+  void ExpandAsync(const Request& request, Callback callback, std::optional<absl::Time> deadline = std::nullopt);
+
+  // Asks what the server is and accepts. Blocks until the answer or the deadline.
+  absl::StatusOr<v1::GetServerInfoResponse> ServerInfo(std::optional<absl::Time> deadline = std::nullopt);
+
+ private:
+  Client(const std::string& target, const ClientOptions& options);
+
+  v1::MetadataService::Stub& NextStub();
+  void SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const;
+
+  const absl::Duration timeout_;
+  std::vector<std::unique_ptr<v1::MetadataService::Stub>> stubs_;
+  std::atomic<size_t> next_stub_ = 0;
+  absl::Mutex mutex_;
+  int64_t calls_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace nsa::metadata::client

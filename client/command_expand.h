@@ -1,0 +1,12 @@
+// nsa-metadata expand: one request from the command line.
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+namespace nsa::metadata::client {
+
+// Adds the subcommand to `program`. It runs while `program` parses its arguments, and leaves in `exit_code` how the
+// program shall end.
+void AddExpandCommand(CLI::App& program, int& exit_code);
+
+}  // namespace nsa::metadata::client

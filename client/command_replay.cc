@@ -1,0 +1,104 @@
+#include "client/command_replay.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+
+#include "client/client.h"
+#include "client/failure.h"
+#include "client/flags.h"
+#include "client/outputs.h"
+#include "client/replay_report.h"
+#include "client/replay_run.h"
+#include "client/trace.h"
+
+namespace nsa::metadata::client {
+namespace {
+
+struct Flags {
+  CommonFlags common;
+  std::string trace;
+  uint64_t seed = 1;
+  int channels = 1;
+  ReplayOptions replay;
+};
+
+// A line on a terminal that is written over and over; nothing where stderr is not one.
+class ProgressLine {
+ public:
+  explicit ProgressLine(const ReplaySteps& steps) : steps_(steps), on_(isatty(STDERR_FILENO) == 1) {}
+  ~ProgressLine() {
+    if (on_) std::fputs("\r\033[K", stderr);
+  }
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+
+  void Show(int64_t steps_sent) {
+    const auto now = std::chrono::steady_clock::now();
+    if (!on_ || now - shown_ < std::chrono::milliseconds(200)) return;
+    shown_ = now;
+    std::fprintf(stderr, "\r\033[K%lld steps, %.0f %% of the trace", static_cast<long long>(steps_sent),
+                 100 * steps_.progress());
+    std::fflush(stderr);
+  }
+
+ private:
+  const ReplaySteps& steps_;
+  const bool on_;
+  std::chrono::steady_clock::time_point shown_;
+};
+
+absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const Flags& flags) {
+  ClientOptions options;
+  options.timeout = flags.common.timeout;
+  options.channels = flags.channels;
+  return Client::Connect(flags.common.target, options);
+}
+
+ExitCode RunReplay(const Flags& flags) {
+  absl::StatusOr<std::vector<Invocation>> trace = ReadTrace(flags.trace);
+  if (!trace.ok()) return PrintUsageError(trace.status());
+  const absl::StatusOr<std::unique_ptr<Client>> client = ConnectTo(flags);
+  if (!client.ok()) return PrintUsageError(client.status());
+  // One look before a hundred thousand calls that would all fail. A server that refuses to tell is there.
+  const absl::Status there = (*client)->ServerInfo().status();
+  if (!there.ok() && ExitCodeOf(there) != kRefused) {
+    PrintFailure(there, flags.common.json);
+    return ExitCodeOf(there);
+  }
+
+  const auto num_outputs = static_cast<int64_t>(AskedOutputs(flags.replay.outputs).size());
+  ReplaySteps steps(*std::move(trace), {.seed = flags.seed, .max_tokens = MaxReplyTokens(num_outputs)});
+  ReplayTally tally;
+  {
+    ProgressLine line(steps);
+    tally = ReplayRun(**client, flags.replay).Run(steps, [&line](int64_t steps_sent) { line.Show(steps_sent); });
+  }
+  const bool verified = flags.replay.verify;
+  std::fputs((flags.common.json ? ReplayJson(tally, verified) : ReplayText(tally, verified)).c_str(), stdout);
+  return tally.exit_code;
+}
+
+}  // namespace
+
+void AddReplayCommand(CLI::App& program, int& exit_code) {
+  const auto flags = std::make_shared<Flags>();
+  CLI::App& command = *program.add_subcommand("replay", "Send the steps of a recorded load");
+  AddCommonFlags(command, flags->common);
+  command.add_option("--trace", flags->trace, "CSV file: TIMESTAMP,ContextTokens,GeneratedTokens")->required();
+  AddModeFlag(command, flags->replay.mode)->default_str("causal");
+  AddOutputsFlag(command, flags->replay.outputs);
+  command.add_option("--seed", flags->seed, "The same seed gives the same requests")->capture_default_str();
+  command.add_option("--in_flight", flags->replay.in_flight, "Requests under way at once")
+      ->capture_default_str()
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
+  command.add_option("--channels", flags->channels, "Connections")->capture_default_str();
+  command.add_option("--max_steps", flags->replay.max_steps, "Steps to send; 0: all")
+      ->capture_default_str()
+      ->check(CLI::NonNegativeNumber);
+  command.add_flag("--verify", flags->replay.verify, "Compare every reply with this program's own reference");
+  command.callback([flags, &exit_code] { exit_code = RunReplay(*flags); });
+}
+
+}  // namespace nsa::metadata::client

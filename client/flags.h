@@ -1,0 +1,32 @@
+// The flags that several subcommands have.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "nsa/metadata/v1/metadata.pb.h"
+
+namespace nsa::metadata::client {
+
+// Flags that each subcommand has.
+struct CommonFlags {
+  std::string target = "127.0.0.1:50051";
+  bool json = false;
+  absl::Duration timeout = absl::Seconds(30);
+};
+
+// The functions below add flags whose values go where the last argument points, which has to outlive the parsing. A
+// value that can't be read ends the parsing with a CLI::ValidationError.
+void AddCommonFlags(CLI::App& command, CommonFlags& flags);
+// causal | repeat.
+CLI::Option* AddModeFlag(CLI::App& command, v1::SequenceMode& mode);
+// Names of outputs, separated by commas, or "all".
+CLI::Option* AddOutputsFlag(CLI::App& command, std::vector<v1::Output>& outputs);
+// Whole numbers, separated by commas; empty for none.
+CLI::Option* AddLengthsFlag(CLI::App& command, const std::string& name, const std::string& help,
+                            std::vector<int32_t>& lengths);
+
+}  // namespace nsa::metadata::client

@@ -1,0 +1,79 @@
+// Sends the steps of a trace to a server and counts what comes back.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "client/client.h"
+#include "client/failure.h"
+#include "client/replay_steps.h"
+
+namespace nsa::metadata::client {
+
+struct ReplayOptions {
+  v1::SequenceMode mode = v1::SEQUENCE_MODE_CAUSAL;
+  std::vector<v1::Output> outputs;
+  // Requests that are under way at once, 1 or more.
+  int64_t in_flight = 64;
+  // Whether each reply is compared with the client's reference.
+  bool verify = false;
+  // Steps to send; 0: all.
+  int64_t max_steps = 0;
+};
+
+// What a replay did.
+struct ReplayTally {
+  int64_t steps = 0;
+  int64_t requests = 0;
+  // Replies that came, and the tokens in them.
+  int64_t ok = 0;
+  int64_t tokens = 0;
+  // Replies that are not the reference's, and how the first of them differ.
+  int64_t wrong = 0;
+  std::vector<std::string> differences;
+  // Requests that the service refused, by reason, and that failed otherwise, by code.
+  std::map<std::string, int64_t> refused;
+  std::map<std::string, int64_t> errors;
+  // From the call to its outcome, whatever it was; in ascending order at the end.
+  std::vector<std::chrono::nanoseconds> latencies;
+  std::chrono::nanoseconds wall = {};
+  // The lowest that the outcomes ask for, but kOk only if all do.
+  ExitCode exit_code = kOk;
+};
+
+// One closed-loop run: as many requests under way as asked, a new one for each that ends.
+class ReplayRun {
+ public:
+  // Called after each request is sent, on the thread that calls Run.
+  using Progress = std::function<void(int64_t steps_sent)>;
+
+  // `client` has to outlive the run.
+  ReplayRun(Client& client, ReplayOptions options) : client_(client), options_(std::move(options)) {}
+
+  // Sends `steps` to their end or to max_steps. Blocks until every answer is there. Call it once.
+  ReplayTally Run(ReplaySteps& steps, const Progress& progress);
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  void Send(Step step, uint64_t request_id);
+  // Counts an outcome; `difference` says how a reply is wrong, or is empty.
+  void Count(const absl::StatusOr<v1::ExpandResponse>& response, const std::string& difference,
+             Clock::duration latency);
+  void WaitUntilBelow(int64_t in_flight);
+
+  Client& client_;
+  const ReplayOptions options_;
+  absl::Mutex mutex_;
+  int64_t in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  ReplayTally tally_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace nsa::metadata::client

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
+# --full adds the long ones.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+full=false
+for argument in "$@"; do
+  case "$argument" in
+    --full) full=true ;;
+    *)
+      echo "usage: $0 [--full]" >&2
+      exit 2
+      ;;
+  esac
+done
+
+stage() { printf '\n=== %s (%s s)\n' "$1" "$SECONDS"; }
+
+build() {  # preset
+  cmake --preset "$1" >/dev/null
+  # Only what goes wrong is of interest.
+  cmake --build --preset "$1" -- --quiet
+}
+
+run_ctest() {  # preset
+  ctest --test-dir "build/$1" --output-on-failure --no-tests=error --progress --parallel 2
+}
+
+stage "packages"
+deploy/local/install.sh deploy/local/packages.txt tests/packages.txt
+python=build/venv-e2e/bin/python
+if ! cmp --silent tests/e2e/requirements.txt build/venv-e2e/requirements.txt; then
+  /usr/bin/python3 -m venv --clear build/venv-e2e
+  "$python" -m pip install --quiet --disable-pip-version-check --requirement tests/e2e/requirements.txt
+  cp tests/e2e/requirements.txt build/venv-e2e/requirements.txt
+fi
+
+stage "format"
+find kernels server client tests -name '*.cc' -o -name '*.h' | xargs clang-format --dry-run --Werror
+
+stage "release: build"
+build release
+stage "release: C++ tests"
+run_ctest release
+
+stage "real peers: Python grpcio, h2load, Prometheus, buf"
+peers=(-q --durations=5)
+if ! $full; then
+  peers+=(-m "not long")
+fi
+NSA_METADATA_BUILD=$PWD/build/release PATH="$PWD/build/venv-e2e/bin:$PATH" "$python" -m pytest "${peers[@]}" tests/e2e
+
+stage "clang with thread-safety annotations as errors: build"
+build clang-tsa
+
+stage "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer: build"
+build asan
+stage "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer: C++ tests"
+run_ctest asan
+
+stage "ThreadSanitizer: build"
+build tsan
+stage "ThreadSanitizer: C++ tests"
+TSAN_OPTIONS="ignore_noninstrumented_modules=1 suppressions=$PWD/tests/tsan.supp" run_ctest tsan
+
+stage "all passed"
