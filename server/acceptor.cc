@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -53,8 +54,10 @@ absl::Status Listen(int fd, const Address& address, const sockaddr* where, sockl
   return absl::OkStatus();
 }
 
-// Removes a socket file that nobody listens on any more.
+// Removes a socket file that nobody listens on any more, and no other file.
 void RemoveStale(const sockaddr_un& where) {
+  struct stat info;
+  if (lstat(where.sun_path, &info) != 0 || !S_ISSOCK(info.st_mode)) return;
   Descriptor probe(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
   const int connected = connect(probe.get(), reinterpret_cast<const sockaddr*>(&where), sizeof where);
   if (connected != 0 && errno == ECONNREFUSED) unlink(where.sun_path);

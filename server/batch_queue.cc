@@ -27,10 +27,11 @@ Batch BatchQueue::Take(TimePoint now) {
     std::unique_ptr<Task>& next = tasks_.front();
     const int64_t sequences = Sequences(*next);
     const int64_t tokens = next->expansion.total_tokens;
-    if (next->cancelled()) {
-      batch.cancelled.push_back(std::move(next));
-    } else if (next->deadline <= now) {
+    // The deadline first: gRPC cancels a call whose deadline has passed.
+    if (next->deadline <= now) {
       batch.expired.push_back(std::move(next));
+    } else if (next->cancelled()) {
+      batch.cancelled.push_back(std::move(next));
     } else {
       if (!batch.tasks.empty() && batch.num_sequences + sequences > policy_.max_sequences) {
         batch.closed = BatchClosed::kMaxSequences;

@@ -72,8 +72,6 @@ ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls
 
 namespace {
 
-constexpr int kUsage = 2;
-
 Options OptionsFromFlags() {
   Options options;
   options.listen = absl::GetFlag(FLAGS_listen);
@@ -115,7 +113,7 @@ void SetFlagsFromEnvironment() {
     std::string error;
     if (!flag->ParseFrom(value, &error)) {
       fprintf(stderr, "%s=%s: %s\n", variable.c_str(), value, error.c_str());
-      exit(kUsage);
+      exit(EXIT_FAILURE);
     }
   }
 }
@@ -150,7 +148,7 @@ int main(int argc, char** argv) {
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {
     fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);
-    return kUsage;
+    return EXIT_FAILURE;
   }
   spdlog::set_default_logger(spdlog::stderr_logger_mt("nsa-metadata-server"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
@@ -161,7 +159,7 @@ int main(int argc, char** argv) {
   auto server = nsa::metadata::server::Server::Start(OptionsFromFlags());
   if (!server.ok()) {
     spdlog::error("{}", std::string(server.status().message()));
-    return absl::IsInvalidArgument(server.status()) ? kUsage : EXIT_FAILURE;
+    return EXIT_FAILURE;
   }
   spdlog::info("serving: grpc={} health={} metrics={}", absl::StrJoin((*server)->listen_addresses(), ","),
                (*server)->health_address(), (*server)->metrics_address());
@@ -171,5 +169,7 @@ int main(int argc, char** argv) {
   spdlog::info("signal {}: draining for up to {}", signal, absl::FormatDuration((*server)->options().drain_timeout));
   (*server)->Drain();
   spdlog::info("drained");
-  return EXIT_SUCCESS;
+  spdlog::shutdown();
+  // Nothing is left to be done, and gRPC's and the HTTP server's own ends may take seconds.
+  std::quick_exit(EXIT_SUCCESS);
 }

@@ -1,19 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
-# --full adds the long ones.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-
-full=false
-for argument in "$@"; do
-  case "$argument" in
-    --full) full=true ;;
-    *)
-      echo "usage: $0 [--full]" >&2
-      exit 2
-      ;;
-  esac
-done
 
 stage() { printf '\n=== %s (%s s)\n' "$1" "$SECONDS"; }
 
@@ -45,11 +33,7 @@ stage "release: C++ tests"
 run_ctest release
 
 stage "real peers: Python grpcio, h2load, Prometheus, buf"
-peers=(-q --durations=5)
-if ! $full; then
-  peers+=(-m "not long")
-fi
-NSA_METADATA_BUILD=$PWD/build/release PATH="$PWD/build/venv-e2e/bin:$PATH" "$python" -m pytest "${peers[@]}" tests/e2e
+NSA_METADATA_BUILD=$PWD/build/release PATH="$PWD/build/venv-e2e/bin:$PATH" "$python" -m pytest -q --durations=5 tests/e2e
 
 stage "clang with thread-safety annotations as errors: build"
 build clang-tsa

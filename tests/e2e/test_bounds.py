@@ -1,0 +1,156 @@
+"""What a hostile or careless peer can't take from the server: memory by compression, descriptors by connecting."""
+
+import resource
+import socket
+import threading
+import time
+import zlib
+
+import grpc
+import pytest
+
+from calls import TIMEOUT_S, channel
+from programs import Server, eventually
+from raw_http2 import RawConnection, frame
+from reference import assert_right
+
+MEBIBYTE = 1 << 20
+
+
+def gzip_bomb(inflated):
+    """gzip of that many zeros, a thousandth of it long."""
+    packer = zlib.compressobj(9, wbits=31)
+    zeros = bytes(MEBIBYTE)
+    parts = [packer.compress(zeros) for _ in range(inflated // MEBIBYTE)]
+    return b"".join(parts) + packer.flush()
+
+
+def test_a_compression_bomb_is_refused_without_being_inflated(server, stubs, pb):
+    bomb = frame(gzip_bomb(600 * MEBIBYTE), compressed=True)
+    assert 550_000 < len(bomb) < MEBIBYTE, "it passes max_receive_message"
+    # What the server needs for any message of that size is there before the measurement.
+    lengths = [0] * 60_000
+    with channel(server.address) as on:
+        large = pb.ExpandRequest(extend_seq_lens=lengths, seq_lens=lengths, nsa_index_topk=1)
+        for _ in range(10):
+            stubs.rpc.MetadataServiceStub(on).Expand(large, timeout=TIMEOUT_S)
+
+    for attempt in range(5):
+        server.reset_peak_memory()
+        before = server.memory("VmRSS")
+        with RawConnection(server.address) as peer:
+            answer = peer.answer(peer.call(bomb, headers=[("grpc-encoding", "gzip")]))
+        assert answer.status == grpc.StatusCode.UNIMPLEMENTED.value[0], answer.headers
+        grown = server.memory("VmHWM") - before
+        assert grown <= 4 * MEBIBYTE, f"attempt {attempt} raised the server's memory by {grown / MEBIBYTE:.1f} MiB"
+
+
+@pytest.mark.parametrize("headers", [[], [("grpc-encoding", "identity")]], ids=["no encoding", "identity"])
+def test_a_compressed_message_without_its_encoding_is_refused(server, headers):
+    with RawConnection(server.address) as peer:
+        answer = peer.answer(peer.call(frame(gzip_bomb(MEBIBYTE), compressed=True), headers))
+    assert answer.status != 0, "it was taken as if it were plain"
+
+
+@pytest.fixture
+def many_descriptors():
+    """Lets this process open two thousand sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(soft, 2000)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"this process may open {hard} descriptors only")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class SteadyClient:
+    """Makes one call after another on a connection of its own, in a thread, and keeps the first that fails."""
+
+    def __init__(self, address, stubs):
+        self._channel = channel(address)
+        self._stub = stubs.rpc.MetadataServiceStub(self._channel)
+        self._request = stubs.pb.ExpandRequest(extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=2048)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.calls = 0
+        self.failure = None
+
+    def __enter__(self):
+        self._thread.start()
+        self.serve_more()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+        self._channel.close()
+
+    def serve_more(self):
+        """Waits until it has been answered ten times more."""
+        wanted = self.calls + 10
+        eventually(lambda: self.calls >= wanted or self.failure, "the client connected before is served")
+        assert self.failure is None, f"call {self.calls} of the client connected before failed: {self.failure!r}"
+
+    def _run(self):
+        try:
+            while not self._stop.is_set():
+                response = self._stub.Expand(self._request, timeout=5)
+                assert_right(response, self._request, "REPEAT")
+                self.calls += 1
+        except Exception as failure:  # for the test to tell
+            self.failure = failure
+
+
+def is_closed(peer):
+    """Whether the server has closed a connection on which it has nothing to answer."""
+    try:
+        # An accepted connection gets HTTP/2 settings, a refused one nothing.
+        return peer.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_a_thousand_connections_over_few_descriptors_are_outlived(stubs, pb, many_descriptors):
+    with Server(nofile=128) as server, SteadyClient(server.address, stubs) as before:
+        limit = server.metrics().total("nsa_metadata_limit", name="max_connections")
+        assert limit < 128
+        host, port = server.address.split(":")
+        peers = [socket.create_connection((host, int(port)), timeout=10) for _ in range(1000)]
+        try:
+            least = 1000 - (limit - 1)
+            eventually(lambda: sum(map(is_closed, peers)) >= least, f"{least:.0f} of the connections are refused")
+            before.serve_more()
+            refused = sum(map(is_closed, peers))
+            counted = server.metrics().total("nsa_metadata_connections_refused_total")
+            assert counted == refused, "connections refused are counted"
+            assert server.metrics().total("nsa_metadata_connections") <= limit
+        finally:
+            for peer in peers:
+                peer.close()
+
+        start = time.monotonic()
+        with channel(server.address) as on:
+            request = pb.ExpandRequest(extend_seq_lens=[4], seq_lens=[9], nsa_index_topk=5)
+            response = stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=5, wait_for_ready=True)
+        took = time.monotonic() - start
+        assert_right(response, request, "REPEAT")
+        assert took < 1, f"a new client had to wait {took:.2f} s"
+        before.serve_more()
+
+
+def test_connections_over_max_connections_are_refused_and_counted(stubs):
+    with Server("--max_connections=3") as server, SteadyClient(server.address, stubs) as before:
+        host, port = server.address.split(":")
+        peers = [socket.create_connection((host, int(port)), timeout=10) for _ in range(10)]
+        try:
+            eventually(lambda: sum(map(is_closed, peers)) == 8, "8 of 10 are refused beside the 3 that fit")
+            assert server.metrics().total("nsa_metadata_connections_refused_total") == 8
+            assert server.metrics().total("nsa_metadata_connections") == 3
+            before.serve_more()
+        finally:
+            for peer in peers:
+                peer.close()
+        eventually(lambda: server.metrics().total("nsa_metadata_connections") == 1, "closed connections are forgotten")

@@ -1,0 +1,226 @@
+"""nsa-metadata-server as whoever operates it sees it: flags, exit codes, signals, sockets."""
+
+import re
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from calls import TIMEOUT_S, channel, refused
+from programs import SERVER, Server, eventually, run
+from reference import assert_right
+
+FREE_PORTS = ["--listen=127.0.0.1:0", "--health_listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0"]
+
+
+def small(pb):
+    return pb.ExpandRequest(extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=2048)
+
+
+def assert_serves(address, stubs):
+    with channel(address) as on:
+        request = small(stubs.pb)
+        assert_right(stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=TIMEOUT_S), request, "REPEAT")
+
+
+def max_tokens(server, stubs):
+    with channel(server.address) as on:
+        info = stubs.rpc.MetadataServiceStub(on).GetServerInfo(stubs.pb.GetServerInfoRequest(), timeout=TIMEOUT_S)
+    return info.limits.max_tokens
+
+
+@pytest.fixture
+def folder():
+    """A folder whose name is short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="nsa-") as made:
+        yield Path(made)
+
+
+def test_version_is_printed():
+    done = run(SERVER, "--version")
+    assert done.returncode == 0
+    assert re.fullmatch(r"nsa-metadata-server \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_calls_in_flight_at_sigterm_are_all_answered(stubs, pb):
+    # The delay keeps the calls in flight; a drain takes no shorter because of it.
+    with Server("--batch_delay=1s") as server, channel(server.address) as on:
+        stub = stubs.rpc.MetadataServiceStub(on)
+        calls = [stub.Expand.future(small(pb), TIMEOUT_S) for _ in range(50)]
+        eventually(lambda: server.metrics().total("nsa_metadata_queue_requests") == 50, "50 calls are in flight")
+        server.terminate()
+        server.wait_for_log("signal 15: draining")
+        assert not any(call.done() for call in calls), "they were still in flight"
+        for call in calls:
+            assert_right(call.result(), small(pb), "REPEAT")
+        assert server.wait() == 0, server.log
+        assert re.search(r"\bdrained\n", server.log)
+
+
+def test_sigint_drains_too():
+    with Server() as server:
+        server.process.send_signal(2)
+        assert server.wait() == 0, server.log
+        assert "draining" in server.log
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--max_tokens=0", "--max_tokens=0 must be from 1"),
+        ("--max_tokens=-1", "--max_tokens=-1 must be from 1"),
+        ("--max_sequences=99999999999", "--max_sequences=99999999999 must be from 1 to"),
+        ("--max_unary_reply_bytes=67108865", "--max_unary_reply_bytes=67108865 must be from 1024 to 67108864"),
+        ("--output_budget_bytes=1000", "--output_budget_bytes=1000 must be from"),
+        ("--max_queue_requests=0", "--max_queue_requests=0 must be from 1"),
+        ("--max_rpc_duration=0", "--max_rpc_duration=0 must be from 1ms"),
+        ("--batch_delay=-1s", "--batch_delay=-1s must be from 0"),
+        ("--lanes=65", "--lanes=65 must be from 0 to 64"),
+        ("--listen=nonsense", "--listen.*nonsense"),
+        ("--listen=127.0.0.1:70000", "--listen.*127.0.0.1:70000"),
+        ("--listen=0.0.0.0:0", "--listen=0.0.0.0:0 is not loopback.*--allow_plaintext"),
+        ("--listen=127.0.0.1:0,[::]:0", r"--listen=\[::\]:0 is not loopback"),
+        ("--health_listen=nonsense", "--health_listen.*nonsense"),
+        ("--metrics_listen=unix:/tmp/metrics", "--metrics_listen=unix:/tmp/metrics"),
+        ("--backend=foo", "--backend=foo must be auto, cuda, cpu or reference"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_by_name(flag, told):
+    done = run(SERVER, *FREE_PORTS, flag)
+    assert done.returncode == 1, done.stderr
+    assert re.search(told, done.stderr), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--max_tokens=many", ["max_tokens", "many"]),
+        ("--batch_delay=soon", ["batch_delay", "soon"]),
+        ("--reflection=perhaps", ["reflection", "perhaps"]),
+        ("--nonsense=1", ["nonsense"]),
+        ("stray", ["stray"]),
+    ],
+)
+def test_an_argument_that_cannot_be_read_is_refused_by_name(flag, told):
+    done = run(SERVER, *FREE_PORTS, flag)
+    assert all(part in done.stderr for part in told), done.stderr
+    assert done.returncode == 1, done.stderr
+
+
+def test_backend_cuda_is_refused_where_the_build_has_none(stubs):
+    with Server() as server:
+        built_for = server.metrics().samples("nsa_metadata_build_info")[0].labels["cuda"]
+    if built_for != "none":
+        pytest.skip(f"this build has CUDA {built_for}")
+    done = run(SERVER, *FREE_PORTS, "--backend=cuda")
+    assert done.returncode == 1, done.stderr
+    assert "--backend=cuda: this build has no CUDA" in done.stderr
+
+
+def test_plaintext_on_every_address_needs_only_to_be_allowed(stubs):
+    with Server("--allow_plaintext", listen="0.0.0.0:0") as server:
+        assert server.address.startswith("0.0.0.0:")
+        assert_serves(server.address.replace("0.0.0.0", "127.0.0.1"), stubs)
+
+
+def test_a_setting_in_the_environment_is_honoured(stubs, pb):
+    with Server(env={"NSA_METADATA_MAX_TOKENS": "4"}) as server, channel(server.address) as on:
+        assert max_tokens(server, stubs) == 4
+        refusal = refused(stubs.rpc.MetadataServiceStub(on).Expand, small(pb))
+        assert (refusal.reason, refusal.value, refusal.limit) == ("TOO_MANY_TOKENS", 5, 4)
+
+
+def test_the_command_line_beats_the_environment(stubs):
+    with Server("--max_tokens=9", env={"NSA_METADATA_MAX_TOKENS": "4"}) as server:
+        assert max_tokens(server, stubs) == 9
+
+
+@pytest.mark.parametrize("value", ["many", "0"])
+def test_a_bad_setting_in_the_environment_is_refused_by_name(value):
+    done = run(SERVER, *FREE_PORTS, env={"NSA_METADATA_MAX_TOKENS": value})
+    assert done.returncode == 1, done.stderr
+    assert re.search(f"max_tokens={value}", done.stderr, re.IGNORECASE), done.stderr
+
+
+def test_a_flag_file_is_read(stubs, tmp_path):
+    flags = tmp_path / "flags"
+    flags.write_text("# Small.\n--max_tokens=7\n--reflection\n")
+    with Server(f"--flagfile={flags}") as server:
+        assert max_tokens(server, stubs) == 7
+
+
+@pytest.mark.parametrize("flag", ["listen", "health_listen", "metrics_listen"])
+def test_a_port_in_use_is_named(flag):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        address = f"127.0.0.1:{holder.getsockname()[1]}"
+        done = run(SERVER, *FREE_PORTS, f"--{flag}={address}")
+    assert done.returncode == 1, done.stderr
+    assert re.search(rf"error cannot listen on {address}\b", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("attribute", ["address", "health_address", "metrics_address"])
+def test_a_second_server_can_not_share_a_port(attribute):
+    with Server() as server:
+        flag = attribute.replace("address", "listen")
+        done = run(SERVER, *FREE_PORTS, f"--{flag}={getattr(server, attribute)}")
+        assert done.returncode == 1, done.stderr
+        assert getattr(server, attribute) in done.stderr
+
+
+def test_a_tcp_and_a_unix_listener_both_serve(stubs, folder):
+    path = folder / "socket"
+    with Server(listen=f"127.0.0.1:0,unix:{path}") as server:
+        tcp, unix = server.addresses
+        assert re.fullmatch(r"127\.0\.0\.1:[1-9]\d*", tcp)
+        assert unix == f"unix:{path}"
+        assert_serves(tcp, stubs)
+        assert_serves(unix, stubs)
+    assert not path.exists(), "the socket's file is still there after a clean exit"
+
+
+def test_two_tcp_listeners_both_serve(stubs):
+    with Server(listen="127.0.0.1:0,127.0.0.2:0") as server:
+        assert len(server.addresses) == 2
+        for address in server.addresses:
+            assert_serves(address, stubs)
+
+
+def test_an_ipv6_listener_serves(stubs):
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    with Server(listen="[::1]:0") as server:
+        assert re.fullmatch(r"\[::1\]:[1-9]\d*", server.address)
+        assert_serves(server.address, stubs)
+
+
+def test_a_stale_socket_file_is_replaced(stubs, folder):
+    path = folder / "socket"
+    with socket.socket(socket.AF_UNIX) as earlier:
+        earlier.bind(str(path))
+    assert path.is_socket(), "the file outlives its socket"
+    with Server(listen=f"unix:{path}") as server:
+        assert_serves(server.address, stubs)
+
+
+def test_a_socket_in_use_is_left_alone(stubs, folder):
+    path = folder / "socket"
+    with Server(listen=f"unix:{path}") as server:
+        done = run(SERVER, *FREE_PORTS, f"--listen=unix:{path}")
+        assert done.returncode == 1, done.stderr
+        assert f"cannot listen on unix:{path}" in done.stderr
+        assert_serves(server.address, stubs)
+
+
+def test_a_file_that_is_no_socket_is_left_alone(folder):
+    path = folder / "precious"
+    path.write_text("keep")
+    done = run(SERVER, *FREE_PORTS, f"--listen=unix:{path}")
+    assert done.returncode == 1, done.stderr
+    assert f"cannot listen on unix:{path}" in done.stderr
+    assert path.read_text() == "keep"
