@@ -19,6 +19,19 @@ enum class BackendKind : uint8_t { kCuda = 1, kCpu = 2, kReference = 3 };
 // "cuda", "cpu" or "reference".
 std::string_view BackendName(BackendKind kind);
 
+// The code that computes a batch. A backend has one or more.
+enum class Kernel : uint8_t { kReference, kCpu, kLinear, kBinary };
+inline constexpr size_t kNumKernels = 4;
+
+// "reference", "cpu", "linear" or "binary".
+std::string_view KernelName(Kernel kernel);
+
+// How much one batch may hold.
+struct LaneLimits {
+  int64_t max_sequences = 0;
+  int64_t max_requests = 0;
+};
+
 // Memory that a backend can write outputs into and gRPC can send from; given back by the destructor. Pages are aligned,
 // zero when new.
 class HostBuffer {
@@ -50,9 +63,9 @@ class Lane {
   // The batch to fill before Expand; empty at first.
   virtual PackedBatch& batch() = 0;
 
-  // Computes every asked output of every request in batch(), and nothing else. Blocks until they are written. On an
-  // error outputs are undefined.
-  virtual absl::Status Expand() = 0;
+  // Computes every asked output of every request in batch(), and nothing else. Blocks until they are written. Returns
+  // what computed them. On an error outputs are undefined.
+  virtual absl::StatusOr<Kernel> Expand() = 0;
 };
 
 // Thread-safe.
@@ -64,9 +77,8 @@ class Backend {
   // The device's name, for people.
   virtual std::string device() const = 0;
 
-  // A lane for batches of up to `max_sequences` sequences. The backend outlives it. RESOURCE_EXHAUSTED when there is no
-  // memory for it.
-  virtual absl::StatusOr<std::unique_ptr<Lane>> CreateLane(int64_t max_sequences) = 0;
+  // A lane. The backend outlives it. An error, naming what was asked for, when there is no memory for it.
+  virtual absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) = 0;
 
   // Memory for outputs.
   virtual absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) = 0;

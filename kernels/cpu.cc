@@ -147,8 +147,9 @@ void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, con
 }  // namespace
 
 std::unique_ptr<Backend> CreateCpuBackend() {
-  return std::make_unique<HostBackend>(
-      BackendKind::kCpu, absl::StrCat("CPU, ", std::thread::hardware_concurrency(), " cores"), &ExpandCpu);
+  return std::make_unique<HostBackend>(BackendKind::kCpu,
+                                       absl::StrCat("CPU, ", std::thread::hardware_concurrency(), " cores"),
+                                       Kernel::kCpu, &ExpandCpu);
 }
 
 }  // namespace nsa::metadata::kernels

@@ -17,24 +17,25 @@ using ExpandRequestFunction = void (*)(const PackedRequest& request, const int32
 // Expands request after request with one function.
 class HostLane final : public Lane {
  public:
-  HostLane(ExpandRequestFunction expand, int64_t max_sequences)
-      : expand_(expand),
-        extend_seq_lens_(max_sequences),
-        seq_lens_(max_sequences),
-        batch_(extend_seq_lens_, seq_lens_) {}
+  HostLane(Kernel kernel, ExpandRequestFunction expand, const LaneLimits& limits)
+      : kernel_(kernel),
+        expand_(expand),
+        extend_seq_lens_(limits.max_sequences),
+        seq_lens_(limits.max_sequences),
+        batch_(extend_seq_lens_, seq_lens_, limits.max_requests) {}
 
   PackedBatch& batch() override { return batch_; }
 
-  absl::Status Expand() override {
+  absl::StatusOr<Kernel> Expand() override {
     for (const PackedRequest& request : batch_.requests()) {
-      expand_(request, batch_.extend_seq_lens().data() + request.first_sequence,
-              batch_.seq_lens().data() + request.first_sequence);
+      expand_(request, extend_seq_lens_.data() + request.first_sequence, seq_lens_.data() + request.first_sequence);
     }
-    return absl::OkStatus();
+    return kernel_;
   }
 
  private:
-  ExpandRequestFunction expand_;
+  const Kernel kernel_;
+  const ExpandRequestFunction expand_;
   std::vector<int32_t> extend_seq_lens_;
   std::vector<int32_t> seq_lens_;
   PackedBatch batch_;
@@ -42,20 +43,21 @@ class HostLane final : public Lane {
 
 class HostBackend final : public Backend {
  public:
-  HostBackend(BackendKind kind, std::string device, ExpandRequestFunction expand)
-      : kind_(kind), device_(std::move(device)), expand_(expand) {}
+  HostBackend(BackendKind kind, std::string device, Kernel kernel, ExpandRequestFunction expand)
+      : kind_(kind), device_(std::move(device)), kernel_(kernel), expand_(expand) {}
 
   BackendKind kind() const override { return kind_; }
   std::string device() const override { return device_; }
-  absl::StatusOr<std::unique_ptr<Lane>> CreateLane(int64_t max_sequences) override {
-    return std::make_unique<HostLane>(expand_, max_sequences);
+  absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) override {
+    return std::make_unique<HostLane>(kernel_, expand_, limits);
   }
   absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) override { return AllocatePageable(bytes); }
 
  private:
-  BackendKind kind_;
-  std::string device_;
-  ExpandRequestFunction expand_;
+  const BackendKind kind_;
+  const std::string device_;
+  const Kernel kernel_;
+  const ExpandRequestFunction expand_;
 };
 
 }  // namespace nsa::metadata::kernels

@@ -37,10 +37,10 @@ struct PackedRequest {
 class PackedBatch {
  public:
   // `extend_seq_lens` and `seq_lens` are room for as many sequences as they are long; they outlive the batch.
-  PackedBatch(std::span<int32_t> extend_seq_lens, std::span<int32_t> seq_lens);
+  PackedBatch(std::span<int32_t> extend_seq_lens, std::span<int32_t> seq_lens, int64_t max_requests);
 
   // Appends a request. `extend_seq_lens` and `seq_lens` are [num_sequences], none negative, `total_tokens` the first
-  // one's sum. False, and nothing is added, when its sequences do not fit.
+  // one's sum. False, and nothing is added, when it or its sequences do not fit.
   bool Add(const RequestSpec& spec, std::span<const int32_t> extend_seq_lens, std::span<const int32_t> seq_lens,
            int64_t total_tokens, const OutputPointers& out);
   void Clear();
@@ -54,6 +54,7 @@ class PackedBatch {
  private:
   std::span<int32_t> extend_seq_lens_;
   std::span<int32_t> seq_lens_;
+  int64_t max_requests_;
   size_t num_sequences_ = 0;
   int64_t total_tokens_ = 0;
   std::vector<PackedRequest> requests_;

@@ -57,7 +57,7 @@ void ExpandReference(const PackedRequest& request, const int32_t* extend_seq_len
 }  // namespace
 
 std::unique_ptr<Backend> CreateReferenceBackend() {
-  return std::make_unique<HostBackend>(BackendKind::kReference, "reference", &ExpandReference);
+  return std::make_unique<HostBackend>(BackendKind::kReference, "reference", Kernel::kReference, &ExpandReference);
 }
 
 }  // namespace nsa::metadata::kernels

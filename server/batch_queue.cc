@@ -15,6 +15,19 @@ void BatchQueue::Push(std::unique_ptr<Task> task) {
   tasks_.push_back(std::move(task));
 }
 
+bool BatchQueue::Full() const {
+  return static_cast<int64_t>(tasks_.size()) >= policy_.max_requests || sequences_ >= policy_.max_sequences ||
+         tokens_ >= policy_.max_tokens;
+}
+
+BatchClosed BatchQueue::ClosedBefore(const Task& next, const Batch& batch) const {
+  if (batch.tasks.empty()) return BatchClosed::kQueueEmpty;
+  if (static_cast<int64_t>(batch.tasks.size()) >= policy_.max_requests) return BatchClosed::kMaxRequests;
+  if (batch.num_sequences + Sequences(next) > policy_.max_sequences) return BatchClosed::kMaxSequences;
+  if (batch.total_tokens + next.expansion.total_tokens > policy_.max_tokens) return BatchClosed::kMaxTokens;
+  return BatchClosed::kQueueEmpty;
+}
+
 TimePoint BatchQueue::ReadyAt() const {
   if (tasks_.empty()) return TimePoint::max();
   const TimePoint first = tasks_.front()->times.admitted;
@@ -33,14 +46,8 @@ Batch BatchQueue::Take(TimePoint now) {
     } else if (next->cancelled()) {
       batch.cancelled.push_back(std::move(next));
     } else {
-      if (!batch.tasks.empty() && batch.num_sequences + sequences > policy_.max_sequences) {
-        batch.closed = BatchClosed::kMaxSequences;
-        break;
-      }
-      if (!batch.tasks.empty() && batch.total_tokens + tokens > policy_.max_tokens) {
-        batch.closed = BatchClosed::kMaxTokens;
-        break;
-      }
+      batch.closed = ClosedBefore(*next, batch);
+      if (batch.closed != BatchClosed::kQueueEmpty) break;
       batch.num_sequences += sequences;
       batch.total_tokens += tokens;
       batch.tasks.push_back(std::move(next));

@@ -12,7 +12,8 @@
 namespace nsa::metadata::server {
 
 struct BatchPolicy {
-  // A batch holds at most this many sequences and tokens; one request always fits.
+  // A batch holds at most this many requests, sequences and tokens; one request always fits.
+  int64_t max_requests = 0;
   int64_t max_sequences = 0;
   int64_t max_tokens = 0;
   // How long a request may wait for others while a lane is free. 0: not at all.
@@ -24,8 +25,9 @@ enum class BatchClosed : uint8_t {
   kQueueEmpty,    // nothing else waited
   kMaxSequences,  // the next one would have passed max_sequences
   kMaxTokens,     // the next one would have passed max_tokens
+  kMaxRequests,   // it holds max_requests
 };
-inline constexpr size_t kNumBatchClosed = 3;
+inline constexpr size_t kNumBatchClosed = 4;
 
 struct Batch {
   std::vector<std::unique_ptr<Task>> tasks;
@@ -54,7 +56,9 @@ class BatchQueue {
   Batch Take(TimePoint now);
 
  private:
-  bool Full() const { return sequences_ >= policy_.max_sequences || tokens_ >= policy_.max_tokens; }
+  bool Full() const;
+  // What closes `batch` before `next`; kQueueEmpty when nothing does.
+  BatchClosed ClosedBefore(const Task& next, const Batch& batch) const;
 
   const BatchPolicy policy_;
   std::deque<std::unique_ptr<Task>> tasks_;

@@ -22,7 +22,7 @@ Batcher::Batcher(const Options& options, kernels::BackendKind backend,
 
 Batcher::~Batcher() {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     stopping_ = true;
     changed_.SignalAll();
   }
@@ -30,7 +30,7 @@ Batcher::~Batcher() {
 }
 
 std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (queue_.size() >= options_.max_queue_requests) {
     const int64_t limit = static_cast<int64_t>(options_.max_queue_requests);
     return Later(v1::REFUSAL_REASON_QUEUE_FULL,
@@ -52,7 +52,7 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
 }
 
 size_t Batcher::queue_requests() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return queue_.size();
 }
 
@@ -70,7 +70,7 @@ void Batcher::RunOn(kernels::Lane* lane, int limit) {
 }
 
 void Batcher::Work() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   for (;;) {
     if (stopping_ && queue_.size() == 0) return;
     if (!free_lanes_.empty() && (Ready(Clock::now()) || (stopping_ && queue_.size() > 0))) {
@@ -79,9 +79,9 @@ void Batcher::Work() {
       RunOn(lane, /*limit=*/0);
       if (stopping_) changed_.SignalAll();
     } else if (free_lanes_.empty() || queue_.size() == 0) {
-      changed_.Wait(&mutex_);
+      changed_.Wait(mutex_);
     } else {
-      changed_.WaitWithTimeout(&mutex_, absl::FromChrono(queue_.ReadyAt() - Clock::now()));
+      changed_.WaitUntil(mutex_, queue_.ReadyAt());
     }
   }
 }
@@ -105,19 +105,21 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   for (const auto& task : batch.tasks) {
     task->times.launched = launched;
     const Expansion& e = task->expansion;
+    // It fits: the queue's policy is the lanes' limits.
     packed.Add(e.spec, e.extend_seq_lens, e.seq_lens, e.total_tokens, e.layout.Pointers(task->permit.data()));
   }
   const TimePoint sent = Clock::now();
-  const absl::Status status = lane.Expand();
+  const absl::StatusOr<kernels::Kernel> kernel = lane.Expand();
   const TimePoint done = Clock::now();
   metrics_.BatchDone({.requests = batch.tasks.size(),
                       .sequences = static_cast<size_t>(batch.num_sequences),
                       .tokens = static_cast<size_t>(batch.total_tokens),
                       .closed = batch.closed,
+                      .kernel = kernel.ok() ? std::optional(*kernel) : std::nullopt,
                       .pack_ns = Nanoseconds(launched, sent),
                       .device_ns = Nanoseconds(sent, done)});
   for (const auto& task : batch.tasks) {
-    if (status.ok()) {
+    if (kernel.ok()) {
       Answer(*task, batch, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
     } else {
       task->Refuse(InternalFault("the backend failed"));
@@ -145,7 +147,7 @@ void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t 
     timing.set_batch_tokens(static_cast<uint32_t>(batch.total_tokens));
     timing.set_backend(static_cast<v1::Backend>(backend_));
   }
-  const grpc::ByteBuffer reply = e.layout.Frame(scalars, task.permit, pool_);
+  const Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
   metrics_.TaskDone({.parse_ns = Nanoseconds(times.arrived, times.parsed),
                      .admit_ns = Nanoseconds(times.parsed, times.admitted),
                      .queue_ns = queue_ns,

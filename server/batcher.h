@@ -8,10 +8,10 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "kernels/backend.h"
 #include "server/batch_queue.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 #include "server/output_pool.h"
 #include "server/refusal.h"
 #include "server/task.h"
@@ -57,8 +57,8 @@ class Batcher {
   OutputPool& pool_;
   Metrics& metrics_;
 
-  mutable absl::Mutex mutex_;
-  absl::CondVar changed_;
+  mutable Mutex mutex_;
+  CondVar changed_;
   BatchQueue queue_ ABSL_GUARDED_BY(mutex_);
   std::vector<kernels::Lane*> free_lanes_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;

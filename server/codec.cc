@@ -101,7 +101,7 @@ Check CheckOverflow(const Expansion& expansion) {
   return std::nullopt;
 }
 
-Check CheckReplyBytes(const ReplyLayout& layout, const RequestLimits& limits, bool unary) {
+Check CheckReplyBytes(const ReplyLayout& layout, const RequestLimits& limits, Framing framing) {
   const int64_t bytes = static_cast<int64_t>(layout.wire_bytes());
   if (bytes > limits.max_reply_bytes) {
     return Invalid(
@@ -109,7 +109,7 @@ Check CheckReplyBytes(const ReplyLayout& layout, const RequestLimits& limits, bo
         absl::StrCat("the outputs take ", bytes, " bytes, more than max_reply_bytes ", limits.max_reply_bytes),
         "outputs", bytes, limits.max_reply_bytes);
   }
-  if (unary && bytes > limits.max_unary_reply_bytes) {
+  if (framing == Framing::kUnary && bytes > limits.max_unary_reply_bytes) {
     return Invalid(v1::REFUSAL_REASON_REPLY_TOO_LARGE,
                    absl::StrCat("the outputs take ", bytes, " bytes, more than max_unary_reply_bytes ",
                                 limits.max_unary_reply_bytes, "; ExpandStream returns them in chunks"),
@@ -120,19 +120,23 @@ Check CheckReplyBytes(const ReplyLayout& layout, const RequestLimits& limits, bo
 
 }  // namespace
 
-std::optional<Refusal> Decode(grpc::ByteBuffer& bytes, google::protobuf::Arena& arena, v1::ExpandRequest** request) {
-  *request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&arena);
-  grpc::ProtoBufferReader reader(&bytes);
-  if (reader.status().ok() && (*request)->ParseFromZeroCopyStream(&reader)) return std::nullopt;
-  const int64_t size = static_cast<int64_t>(bytes.Length());
-  return Invalid(v1::REFUSAL_REASON_MALFORMED, absl::StrCat("the message of ", size, " bytes is no ExpandRequest"),
-                 /*field=*/"", size, /*limit=*/0);
+Refusal Malformed(const std::string& what, int64_t bytes) {
+  return Invalid(v1::REFUSAL_REASON_MALFORMED, absl::StrCat("the message of ", bytes, " bytes is ", what), /*field=*/"",
+                 bytes, /*limit=*/0);
 }
 
-std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestLimits& limits, bool unary,
+std::optional<Refusal> Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
+  grpc::ByteBuffer source = bytes;  // of which only the slices' references are copied
+  grpc::ProtoBufferReader reader(&source);
+  if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) return std::nullopt;
+  return Malformed(absl::StrCat("no ", message->GetTypeName()), static_cast<int64_t>(bytes.Length()));
+}
+
+std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestLimits& limits, Framing framing,
                                 Expansion* expansion) {
   Expansion& e = *expansion;
   e.request_id = request.request_id();
+  e.framing = framing;
   e.include_timing = request.include_timing();
   e.spec = {.nsa_index_topk = request.nsa_index_topk(), .mode = kernels::SequenceMode::kRepeat, .outputs = {}};
   e.extend_seq_lens = {request.extend_seq_lens().data(), static_cast<size_t>(request.extend_seq_lens_size())};
@@ -150,7 +154,7 @@ std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestL
   if (Check refusal = CheckOverflow(e)) return refusal;
 
   e.layout = ReplyLayout(e.spec.outputs, static_cast<int64_t>(e.seq_lens.size()), e.total_tokens);
-  return CheckReplyBytes(e.layout, limits, unary);
+  return CheckReplyBytes(e.layout, limits, framing);
 }
 
 }  // namespace nsa::metadata::server

@@ -5,7 +5,7 @@
 #include <optional>
 #include <span>
 
-#include "google/protobuf/arena.h"
+#include "google/protobuf/message_lite.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "kernels/packed_batch.h"
 #include "nsa/metadata/v1/metadata.pb.h"
@@ -24,15 +24,19 @@ struct Expansion {
   std::span<const int32_t> extend_seq_lens;
   std::span<const int32_t> seq_lens;
   int64_t total_tokens = 0;
+  Framing framing = Framing::kUnary;
   ReplyLayout layout;
 };
 
-// Decodes an ExpandRequest on `arena`. The refusal of the first thing wrong with it, or nothing, and then `expansion`
-// is set.
-std::optional<Refusal> Decode(grpc::ByteBuffer& bytes, google::protobuf::Arena& arena, v1::ExpandRequest** request);
+// Decodes `bytes` into `message`. Refuses what is none of its kind (MALFORMED), else returns nothing.
+std::optional<Refusal> Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
 
-// Judges `request` against the contract and `limits`; `unary` replies have a limit of their own.
-std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestLimits& limits, bool unary,
+// The refusal of a message of `bytes` bytes that is `what`.
+Refusal Malformed(const std::string& what, int64_t bytes);
+
+// The refusal of the first thing wrong with a request, or nothing, and then `expansion` is set. Judges `request`
+// against the contract and `limits`; a unary reply has a limit of its own.
+std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestLimits& limits, Framing framing,
                                 Expansion* expansion);
 
 }  // namespace nsa::metadata::server

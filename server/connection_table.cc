@@ -14,18 +14,18 @@ ino_t Inode(int fd) {
 }  // namespace
 
 void ConnectionTable::Add(int fd) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   inodes_[fd] = Inode(fd);
 }
 
 size_t ConnectionTable::Sweep() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   std::erase_if(inodes_, [](const auto& entry) { return Inode(entry.first) != entry.second; });
   return inodes_.size();
 }
 
 size_t ConnectionTable::size() const {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   return inodes_.size();
 }
 

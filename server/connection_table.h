@@ -7,7 +7,7 @@
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "server/mutex.h"
 
 namespace nsa::metadata::server {
 
@@ -22,7 +22,7 @@ class ConnectionTable {
   size_t size() const;
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
   std::unordered_map<int, ino_t> inodes_ ABSL_GUARDED_BY(mutex_);
 };
 

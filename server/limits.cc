@@ -41,6 +41,7 @@ v1::Limits ToProto(const Options& options) {
   limits.set_max_metadata_bytes(options.connection.max_metadata_bytes);
   limits.set_max_connections(options.connection.max_connections);
   limits.set_max_streams_per_connection(options.connection.max_streams_per_connection);
+  limits.set_max_stream_inflight(options.max_stream_inflight);
   Set(options.max_rpc_duration, limits.mutable_max_rpc_duration());
   Set(options.connection.max_connection_age, limits.mutable_max_connection_age());
   Set(options.connection.max_connection_age_grace, limits.mutable_max_connection_age_grace());

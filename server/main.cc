@@ -39,13 +39,19 @@ ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
 ABSL_FLAG(bool, allow_plaintext, kDefault.allow_plaintext, "Allow plain text on addresses that are not loopback");
 ABSL_FLAG(bool, reflection, kDefault.reflection, "Serve gRPC reflection");
 ABSL_FLAG(std::string, backend, kDefault.backend, "What computes: auto, cuda, cpu or reference");
-ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a completion queue");
+ABSL_FLAG(int64_t, cuda_device, kDefault.cuda_device, "The CUDA device");
+ABSL_FLAG(std::string, kernel, kDefault.kernel, "The device's kernel: adaptive, threshold, linear or binary");
+ABSL_FLAG(int64_t, kernel_threshold, kDefault.kernel_threshold,
+          "With --kernel=threshold: linear search up to this many sequences, binary search above");
+ABSL_FLAG(int64_t, lanes, kDefault.lanes,
+          "Batches computed at once; 0: one a completion queue, at least 8 on a device");
 ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
           "gRPC completion queues, a thread each; 0: one a core");
 ABSL_FLAG(int64_t, max_sequences, kDefault.request.max_sequences, "Sequences a request");
 ABSL_FLAG(int64_t, max_tokens, kDefault.request.max_tokens, "Tokens a request");
 ABSL_FLAG(int64_t, max_reply_bytes, kDefault.request.max_reply_bytes, "Bytes of a reply");
 ABSL_FLAG(int64_t, max_unary_reply_bytes, kDefault.request.max_unary_reply_bytes, "Bytes of a unary reply");
+ABSL_FLAG(int64_t, max_batch_requests, kDefault.batch.max_batch_requests, "Requests a batch");
 ABSL_FLAG(int64_t, max_batch_sequences, kDefault.batch.max_batch_sequences, "Sequences a batch");
 ABSL_FLAG(int64_t, max_batch_tokens, kDefault.batch.max_batch_tokens, "Tokens a batch");
 ABSL_FLAG(absl::Duration, batch_delay, kDefault.batch.batch_delay,
@@ -59,6 +65,7 @@ ABSL_FLAG(int64_t, max_streams_per_connection, kDefault.connection.max_streams_p
           "Calls at once on a connection");
 ABSL_FLAG(int64_t, max_receive_message, kDefault.connection.max_receive_message, "Bytes of a request");
 ABSL_FLAG(int64_t, max_metadata_bytes, kDefault.connection.max_metadata_bytes, "Bytes of a call's metadata");
+ABSL_FLAG(int64_t, max_stream_inflight, kDefault.max_stream_inflight, "Unanswered items of a stream at which it waits");
 ABSL_FLAG(absl::Duration, max_rpc_duration, kDefault.max_rpc_duration, "How long a call may take");
 ABSL_FLAG(absl::Duration, max_connection_age, kDefault.connection.max_connection_age,
           "When a connection is asked to reconnect");
@@ -80,13 +87,17 @@ Options OptionsFromFlags() {
   options.allow_plaintext = absl::GetFlag(FLAGS_allow_plaintext);
   options.reflection = absl::GetFlag(FLAGS_reflection);
   options.backend = absl::GetFlag(FLAGS_backend);
+  options.cuda_device = absl::GetFlag(FLAGS_cuda_device);
+  options.kernel = absl::GetFlag(FLAGS_kernel);
+  options.kernel_threshold = absl::GetFlag(FLAGS_kernel_threshold);
   options.lanes = absl::GetFlag(FLAGS_lanes);
   options.completion_queues = absl::GetFlag(FLAGS_completion_queues);
   options.request = {.max_sequences = absl::GetFlag(FLAGS_max_sequences),
                      .max_tokens = absl::GetFlag(FLAGS_max_tokens),
                      .max_reply_bytes = absl::GetFlag(FLAGS_max_reply_bytes),
                      .max_unary_reply_bytes = absl::GetFlag(FLAGS_max_unary_reply_bytes)};
-  options.batch = {.max_batch_sequences = absl::GetFlag(FLAGS_max_batch_sequences),
+  options.batch = {.max_batch_requests = absl::GetFlag(FLAGS_max_batch_requests),
+                   .max_batch_sequences = absl::GetFlag(FLAGS_max_batch_sequences),
                    .max_batch_tokens = absl::GetFlag(FLAGS_max_batch_tokens),
                    .batch_delay = absl::GetFlag(FLAGS_batch_delay),
                    .max_queue_requests = absl::GetFlag(FLAGS_max_queue_requests)};
@@ -99,6 +110,7 @@ Options OptionsFromFlags() {
                         .max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle),
                         .handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout)};
   options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
+  options.max_stream_inflight = absl::GetFlag(FLAGS_max_stream_inflight);
   options.max_rpc_duration = absl::GetFlag(FLAGS_max_rpc_duration);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   return options;

@@ -53,15 +53,19 @@ std::string_view CodeName(size_t code) {
   return kNames[code];
 }
 
-constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "GetServerInfo", "other"};
+constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "ExpandStream", "GetServerInfo", "other"};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
-constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty", "max_sequences", "max_tokens"};
+constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty", "max_sequences", "max_tokens",
+                                                                   "max_requests"};
 
 }  // namespace
 
-Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, const char* service, const char* method) {
-  const Labels labels = {{"grpc_type", "unary"}, {"grpc_service", service}, {"grpc_method", method}};
+Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, Method method) {
+  const bool other = method == Method::kOther;
+  const Labels labels = {{"grpc_type", method == Method::kExpandStream ? "bidi_stream" : "unary"},
+                         {"grpc_service", other ? "other" : v1::MetadataService::service_full_name()},
+                         {"grpc_method", kMethodNames[static_cast<size_t>(method)]}};
   CallMetrics call;
   call.started = Counter(registry, "grpc_server_started_total", "Calls started on the server.", labels);
   for (size_t code = 0; code < kNumCodes; ++code) {
@@ -75,11 +79,10 @@ Metrics::CallMetrics Metrics::MakeCall(prometheus::Registry& registry, const cha
   return call;
 }
 
-Metrics::Metrics(prometheus::Registry& registry, kernels::BackendKind backend) {
-  for (size_t i = 0; i < kNumMethods; ++i) {
-    const bool other = i == static_cast<size_t>(Method::kOther);
-    calls_[i] = MakeCall(registry, other ? "other" : v1::MetadataService::service_full_name(), kMethodNames[i]);
-  }
+Metrics::Metrics(prometheus::Registry& registry) {
+  for (size_t i = 0; i < kNumMethods; ++i) calls_[i] = MakeCall(registry, static_cast<Method>(i));
+  items_ = Histogram(registry, "nsa_metadata_item_seconds", "From a stream's item's arrival until its answer was sent.",
+                     {}, CallBuckets());
   for (size_t i = 0; i < kNumStages; ++i) {
     stages_[i] = Histogram(registry, "nsa_metadata_stage_seconds", "Time of an expansion in one stage of the server.",
                            {{"stage", kStageNames[i]}}, StageBuckets());
@@ -91,8 +94,10 @@ Metrics::Metrics(prometheus::Registry& registry, kernels::BackendKind backend) {
     batch_closed_[i] = Counter(registry, "nsa_metadata_batch_closed_total", "Batches, by why they held no more.",
                                {{"reason", kClosedNames[i]}});
   }
-  launches_ = Counter(registry, "nsa_metadata_kernel_launches_total", "Launches, by what ran.",
-                      {{"kernel", std::string(kernels::BackendName(backend))}});
+  for (size_t i = 0; i < kernels::kNumKernels; ++i) {
+    launches_[i] = Counter(registry, "nsa_metadata_kernel_launches_total", "Batches computed, by what computed them.",
+                           {{"kernel", std::string(kernels::KernelName(static_cast<kernels::Kernel>(i)))}});
+  }
   for (int reason = v1::REFUSAL_REASON_UNSPECIFIED + 1; reason <= v1::RefusalReason_MAX; ++reason) {
     if (!v1::RefusalReason_IsValid(reason)) continue;
     const auto known = static_cast<v1::RefusalReason>(reason);
@@ -123,6 +128,8 @@ void Metrics::ObserveStage(Stage stage, uint64_t nanoseconds) {
   stages_[static_cast<size_t>(stage)]->Observe(static_cast<double>(nanoseconds) * 1e-9);
 }
 
+void Metrics::ItemHandled(uint64_t nanoseconds) { items_->Observe(static_cast<double>(nanoseconds) * 1e-9); }
+
 void Metrics::Sent(uint64_t nanoseconds) { ObserveStage(Stage::kSend, nanoseconds); }
 
 void Metrics::BatchDone(const BatchSample& batch) {
@@ -130,7 +137,7 @@ void Metrics::BatchDone(const BatchSample& batch) {
   batch_sequences_->Observe(static_cast<double>(batch.sequences));
   batch_tokens_->Observe(static_cast<double>(batch.tokens));
   batch_closed_[static_cast<size_t>(batch.closed)]->Increment();
-  launches_->Increment();
+  if (batch.kernel) launches_[static_cast<size_t>(*batch.kernel)]->Increment();
   ObserveStage(Stage::kPack, batch.pack_ns);
   ObserveStage(Stage::kDevice, batch.device_ns);
 }

@@ -7,9 +7,11 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "grpcpp/support/status.h"
+#include "kernels/backend.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/batch_queue.h"
 
@@ -22,8 +24,8 @@ class Registry;
 namespace nsa::metadata::server {
 
 // kOther: one that this server does not have.
-enum class Method : uint8_t { kExpand, kGetServerInfo, kOther };
-inline constexpr size_t kNumMethods = 3;
+enum class Method : uint8_t { kExpand, kExpandStream, kGetServerInfo, kOther };
+inline constexpr size_t kNumMethods = 4;
 
 enum class Stage : uint8_t { kParse, kAdmit, kQueue, kPack, kDevice, kFrame, kSend };
 inline constexpr size_t kNumStages = 7;
@@ -33,6 +35,8 @@ struct BatchSample {
   size_t sequences;
   size_t tokens;
   BatchClosed closed;
+  // What computed it; nothing when it failed.
+  std::optional<kernels::Kernel> kernel;
   uint64_t pack_ns;
   uint64_t device_ns;
 };
@@ -47,11 +51,13 @@ struct TaskSample {
 // Thread-safe; nothing here blocks for long. `registry` outlives it.
 class Metrics {
  public:
-  Metrics(prometheus::Registry& registry, kernels::BackendKind backend);
+  explicit Metrics(prometheus::Registry& registry);
   ~Metrics();
 
   void CallStarted(Method method);
   void CallHandled(Method method, grpc::StatusCode code, uint64_t nanoseconds);
+  // From a stream's item's arrival until its answer was sent.
+  void ItemHandled(uint64_t nanoseconds);
   void Sent(uint64_t nanoseconds);
   void BatchDone(const BatchSample& batch);
   void TaskDone(const TaskSample& task);
@@ -70,16 +76,17 @@ class Metrics {
     std::array<prometheus::Counter*, kNumCodes> handled;
     prometheus::Histogram* seconds;
   };
-  static CallMetrics MakeCall(prometheus::Registry& registry, const char* service, const char* method);
+  static CallMetrics MakeCall(prometheus::Registry& registry, Method method);
   void ObserveStage(Stage stage, uint64_t nanoseconds);
 
   std::array<CallMetrics, kNumMethods> calls_;
   std::array<prometheus::Histogram*, kNumStages> stages_;
+  prometheus::Histogram* items_;
   prometheus::Histogram* batch_requests_;
   prometheus::Histogram* batch_sequences_;
   prometheus::Histogram* batch_tokens_;
   std::array<prometheus::Counter*, kNumBatchClosed> batch_closed_;
-  prometheus::Counter* launches_;
+  std::array<prometheus::Counter*, kernels::kNumKernels> launches_;
   std::map<v1::RefusalReason, prometheus::Counter*> refused_;
   prometheus::Counter* expired_;
   prometheus::Counter* cancelled_before_launch_;

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/launch_plan.h"
 #include "server/address.h"
 #include "server/output_pool.h"
 
@@ -61,9 +62,14 @@ absl::Status CheckAddresses(const Options& options) {
 }
 
 absl::Status CheckBackend(const std::string& backend) {
-  if (backend == "auto" || backend == "cpu" || backend == "reference") return absl::OkStatus();
-  if (backend == "cuda") return absl::InvalidArgumentError("--backend=cuda: this build has no CUDA");
+  if (backend == "auto" || backend == "cuda" || backend == "cpu" || backend == "reference") return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--backend=", backend, " must be auto, cuda, cpu or reference"));
+}
+
+absl::Status CheckKernel(const std::string& kernel) {
+  if (kernels::ParseKernelChoice(kernel)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kernel=", kernel, " must be adaptive, threshold, linear or binary"));
 }
 
 }  // namespace
@@ -72,12 +78,16 @@ absl::Status Validate(const Options& o) {
   for (const absl::Status& status : {
            CheckAddresses(o),
            CheckBackend(o.backend),
+           CheckKernel(o.kernel),
+           InRange("cuda_device", o.cuda_device, 0, 1023),
+           InRange("kernel_threshold", o.kernel_threshold, 0, kMaxInt32),
            InRange("lanes", o.lanes, 0, 64),
            InRange("completion_queues", o.completion_queues, 0, 64),
            InRange("max_sequences", o.request.max_sequences, 1, int64_t{1} << 24),
            InRange("max_tokens", o.request.max_tokens, 1, int64_t{1} << 28),
            InRange("max_reply_bytes", o.request.max_reply_bytes, 1024, kMaxInt32),
            InRange("max_unary_reply_bytes", o.request.max_unary_reply_bytes, 1024, o.request.max_reply_bytes),
+           InRange("max_batch_requests", o.batch.max_batch_requests, 1, 1 << 16),
            InRange("max_batch_sequences", o.batch.max_batch_sequences, o.request.max_sequences, int64_t{1} << 26),
            InRange("max_batch_tokens", o.batch.max_batch_tokens, o.request.max_tokens, int64_t{1} << 30),
            InRange("max_queue_requests", o.batch.max_queue_requests, 1, 1 << 20),
@@ -92,6 +102,7 @@ absl::Status Validate(const Options& o) {
            InRange("handshake_timeout", o.connection.handshake_timeout, absl::Milliseconds(1)),
            // Room for the largest reply: its arrays, and what aligns them.
            InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
+           InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),
            InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
            InRange("drain_timeout", o.drain_timeout, absl::ZeroDuration()),
        }) {
@@ -103,7 +114,6 @@ absl::Status Validate(const Options& o) {
 Options Resolve(Options options) {
   const int64_t cores = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
   if (options.completion_queues == 0) options.completion_queues = std::min<int64_t>(cores, 64);
-  if (options.lanes == 0) options.lanes = options.completion_queues;
   if (options.connection.max_connections == 0) {
     rlimit descriptors = {};
     getrlimit(RLIMIT_NOFILE, &descriptors);

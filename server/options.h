@@ -23,6 +23,7 @@ struct RequestLimits {
 
 // When a batch is full, and how long one may wait to fill.
 struct BatchOptions {
+  int64_t max_batch_requests = 1'024;
   int64_t max_batch_sequences = 65'536;
   int64_t max_batch_tokens = 4'194'304;
   // 0: a batch starts as soon as a lane is free.
@@ -51,9 +52,14 @@ struct Options {
   bool allow_plaintext = false;
   bool reflection = false;
 
-  // "auto", "cuda", "cpu" or "reference".
+  // "auto" (CUDA when a device works, else the CPU), "cuda", "cpu" or "reference".
   std::string backend = "auto";
-  // 0: as many as there are completion queues.
+  int64_t cuda_device = 0;
+  // "adaptive", "threshold", "linear" or "binary": how the device's kernel is chosen.
+  std::string kernel = "adaptive";
+  // For "threshold": linear search up to this many sequences, binary search above.
+  int64_t kernel_threshold = 16;
+  // Batches computed at once. 0: as many as there are completion queues, at least 8 on a device.
   int64_t lanes = 0;
   // Completion queues, a thread each. 0: one a core.
   int64_t completion_queues = 0;
@@ -61,6 +67,8 @@ struct Options {
   RequestLimits request;
   BatchOptions batch;
   ConnectionOptions connection;
+  // Items read from one stream and not answered yet; it waits at that many.
+  int64_t max_stream_inflight = 64;
   int64_t output_budget_bytes = int64_t{256} << 20;
   absl::Duration max_rpc_duration = absl::Seconds(30);
   // How long calls in flight may take after SIGTERM.

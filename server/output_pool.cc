@@ -63,7 +63,7 @@ OutputPool::OutputPool(kernels::HostBuffer memory)
       num_blocks_(memory_.bytes() / kBlockBytes),
       runs_(std::make_unique<OutputPermit::Run[]>(num_blocks_)),
       free_((num_blocks_ + kBits - 1) / kBits, 0) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   Mark(0, num_blocks_, /*free=*/true);
 }
 
@@ -71,7 +71,7 @@ OutputPool::~OutputPool() = default;
 
 OutputPermit OutputPool::Reserve(size_t bytes) {
   const size_t count = std::max<size_t>(BlocksFor(bytes), 1);
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (blocks_in_use() + count > num_blocks_) return {};
   const size_t first = count == 1 ? FindOne() : FindRun(count);
   if (first == kNone) return {};
@@ -90,7 +90,7 @@ std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> p
   size_t bytes = 0;
   for (const grpc::Slice& part : parts) bytes += part.size();
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (blocks_in_use() + BlocksFor(bytes) > num_blocks_) return std::nullopt;
     heap_bytes_.fetch_add(bytes, std::memory_order_relaxed);
     NoteHighWater();
@@ -104,7 +104,7 @@ std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> p
 void OutputPool::FreeHeapCopy(void* pointer) {
   auto* copy = static_cast<HeapCopy*>(pointer);
   {
-    absl::MutexLock lock(&copy->pool->mutex_);
+    MutexLock lock(&copy->pool->mutex_);
     copy->pool->heap_bytes_.fetch_sub(copy->bytes, std::memory_order_relaxed);
   }
   copy->~HeapCopy();
@@ -152,7 +152,7 @@ void OutputPool::Mark(size_t first, size_t count, bool free) {
 }
 
 void OutputPool::GiveBack(OutputPermit::Run* run) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   Mark(run->first, run->count, /*free=*/true);
   in_use_.fetch_sub(run->count, std::memory_order_relaxed);
 }

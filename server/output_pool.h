@@ -13,9 +13,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "absl/synchronization/mutex.h"
 #include "grpcpp/support/slice.h"
 #include "kernels/backend.h"
+#include "server/mutex.h"
 
 namespace nsa::metadata::server {
 
@@ -95,7 +95,7 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   std::atomic<size_t> heap_bytes_{0};
   std::atomic<size_t> high_water_{0};
 
-  absl::Mutex mutex_;
+  Mutex mutex_;
   std::vector<uint64_t> free_ ABSL_GUARDED_BY(mutex_);  // a bit a block, set when it is free
 };
 

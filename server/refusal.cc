@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "google/protobuf/util/time_util.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 
@@ -13,6 +14,10 @@ namespace {
 std::string ReasonName(v1::RefusalReason reason) {
   static constexpr char kPrefix[] = "REFUSAL_REASON_";
   return v1::RefusalReason_Name(reason).substr(sizeof(kPrefix) - 1);
+}
+
+void SetDuration(std::chrono::milliseconds from, google::protobuf::Duration* to) {
+  *to = google::protobuf::util::TimeUtil::MillisecondsToDuration(from.count());
 }
 
 }  // namespace
@@ -81,13 +86,23 @@ grpc::Status ToStatus(const Refusal& refusal) {
   }
   if (refusal.retry_after.count() > 0) {
     google::rpc::RetryInfo retry;
-    const auto seconds = std::chrono::duration_cast<std::chrono::seconds>(refusal.retry_after);
-    retry.mutable_retry_delay()->set_seconds(seconds.count());
-    retry.mutable_retry_delay()->set_nanos(
-        static_cast<int32_t>(std::chrono::nanoseconds(refusal.retry_after - seconds).count()));
+    SetDuration(refusal.retry_after, retry.mutable_retry_delay());
     status.add_details()->PackFrom(retry);
   }
   return grpc::Status(refusal.code, refusal.message, status.SerializeAsString());
+}
+
+v1::Refusal ToProto(const Refusal& refusal, uint64_t request_id) {
+  v1::Refusal proto;
+  proto.set_request_id(request_id);
+  proto.set_code(refusal.code);
+  proto.set_reason(refusal.reason);
+  proto.set_message(refusal.message);
+  proto.set_field(refusal.field);
+  proto.set_value(refusal.value);
+  proto.set_limit(refusal.limit);
+  if (refusal.retry_after.count() > 0) SetDuration(refusal.retry_after, proto.mutable_retry_after());
+  return proto;
 }
 
 std::string ReasonLabel(v1::RefusalReason reason) { return absl::AsciiStrToLower(ReasonName(reason)); }

@@ -42,6 +42,9 @@ Refusal InternalFault(std::string message);
 // again) as details.
 grpc::Status ToStatus(const Refusal& refusal);
 
+// The same as a stream's item's answer.
+v1::Refusal ToProto(const Refusal& refusal, uint64_t request_id);
+
 // "queue_full" for REFUSAL_REASON_QUEUE_FULL: the metrics' label.
 std::string ReasonLabel(v1::RefusalReason reason);
 

@@ -3,7 +3,10 @@
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/wire_format_lite.h>
 
+#include <algorithm>
 #include <optional>
+#include <span>
+#include <string>
 
 namespace nsa::metadata::server {
 namespace {
@@ -17,7 +20,11 @@ constexpr size_t kAlignment = 128;
 constexpr size_t kTagAndLength = 7;
 // The largest scalars: id and total 1 + 10 each, mode 1 + 1, timing 1 + 1 and its 6 * (1 + 10) + 2 * (1 + 5) + (1 + 1).
 constexpr size_t kScalars = 106;
-static_assert(kScalars + kTagAndLength <= kAlignment);
+// What a stream's message has around a whole reply: last_chunk 1 + 1, and the tag and length of the reply 1 + 5.
+constexpr size_t kStreamHead = 8;
+static_assert(kStreamHead + kScalars + kTagAndLength <= kAlignment);
+// What a chunk has besides its arrays' values: first_token 1 + 10, and what is counted above.
+constexpr size_t kChunkHead = 11 + kStreamHead + kScalars + kernels::kNumOutputs * kTagAndLength;
 
 constexpr size_t AlignUp(size_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -30,15 +37,48 @@ size_t HeadBytes(kernels::Output output, size_t bytes) {
   return CodedOutputStream::VarintSize32(Tag(output)) + CodedOutputStream::VarintSize32(static_cast<uint32_t>(bytes));
 }
 
+uint8_t* WriteHead(kernels::Output output, size_t bytes, uint8_t* to) {
+  to = CodedOutputStream::WriteVarint32ToArray(Tag(output), to);
+  return CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), to);
+}
+
+std::string ArrayHead(kernels::Output output, size_t bytes) {
+  uint8_t head[kTagAndLength];
+  return std::string(head, WriteHead(output, bytes, head));
+}
+
+// What comes before the fields of an ExpandResponse of `bytes` bytes in the message of a stream.
+std::string StreamHead(int64_t first_token, bool last, size_t bytes) {
+  v1::ExpandStreamResponse fields;
+  fields.set_first_token(first_token);
+  fields.set_last_chunk(last);
+  std::string head = fields.SerializeAsString();
+  uint8_t around[kStreamHead];
+  uint8_t* end =
+      CodedOutputStream::WriteVarint32ToArray(WireFormatLite::MakeTag(v1::ExpandStreamResponse::kExpansionFieldNumber,
+                                                                      WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
+                                              around);
+  end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), end);
+  return head.append(around, end);
+}
+
+grpc::ByteBuffer Buffer(std::span<const grpc::Slice> slices, OutputPool& pool) {
+  if (pool.scarce()) {
+    if (std::optional<grpc::Slice> copy = pool.CopyToHeap(slices)) return {&*copy, 1};
+  }
+  return {slices.data(), slices.size()};
+}
+
 }  // namespace
 
 ReplyLayout::ReplyLayout(kernels::OutputSet outputs, int64_t num_sequences, int64_t total_tokens)
-    : block_bytes_(kAlignment), wire_bytes_(kScalars) {
+    : total_tokens_(total_tokens), block_bytes_(kAlignment), wire_bytes_(kScalars) {
   for (kernels::Output output : kernels::kAllOutputs) {
     if (!outputs.Has(output)) continue;
     const size_t bytes = sizeof(int32_t) * kernels::OutputLength(output, num_sequences, total_tokens);
     const size_t offset = num_arrays_ == 0 ? kAlignment : AlignUp(block_bytes_ + kTagAndLength);
-    arrays_[num_arrays_++] = {output, offset, bytes};
+    const bool per_token = output != kernels::Output::kCuSeqlensQ && output != kernels::Output::kCuSeqlensK;
+    arrays_[num_arrays_++] = {output, offset, bytes, per_token};
     block_bytes_ = offset + bytes;
     if (bytes > 0) wire_bytes_ += HeadBytes(output, bytes) + bytes;
   }
@@ -52,31 +92,86 @@ kernels::OutputPointers ReplyLayout::Pointers(uint8_t* base) const {
   return out;
 }
 
-grpc::ByteBuffer ReplyLayout::Frame(const v1::ExpandResponse& scalars, const OutputPermit& permit,
-                                    OutputPool& pool) const {
-  std::array<grpc::Slice, kernels::kNumOutputs + 1> slices;
+Messages ReplyLayout::Frame(Framing framing, const v1::ExpandResponse& scalars, const OutputPermit& permit,
+                            OutputPool& pool) const {
+  size_t bytes = scalars.ByteSizeLong();
+  for (size_t i = 0; i < num_arrays_; ++i) {
+    if (arrays_[i].bytes > 0) bytes += HeadBytes(arrays_[i].output, arrays_[i].bytes) + arrays_[i].bytes;
+  }
+  Messages messages;
+  if (framing == Framing::kUnary) {
+    messages.push_back(FrameWhole(scalars.SerializeAsString(), permit, pool));
+  } else if (bytes + kStreamHead <= kMaxChunkBytes || total_tokens_ == 0) {
+    messages.push_back(FrameWhole(StreamHead(0, /*last=*/true, bytes) + scalars.SerializeAsString(), permit, pool));
+  } else {
+    for (int64_t begin = 0; begin < total_tokens_;) {
+      const int64_t end = std::min(begin + ChunkTokens(begin), total_tokens_);
+      messages.push_back(FrameChunk({begin, end, end == total_tokens_}, scalars, permit, pool));
+      begin = end;
+    }
+  }
+  return messages;
+}
+
+// What comes before each array is written into the room before it, so that both are one slice.
+grpc::ByteBuffer ReplyLayout::FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const {
+  std::array<grpc::Slice, kernels::kNumOutputs> slices;
   size_t num_slices = 0;
   uint8_t* const base = permit.data();
-  size_t scalars_bytes = scalars.ByteSizeLong();
   for (size_t i = 0; i < num_arrays_; ++i) {
     const Array& array = arrays_[i];
     if (array.bytes == 0) continue;  // proto3 leaves an empty array out
-    const size_t before = num_slices == 0 ? scalars_bytes : 0;
+    const size_t before = num_slices == 0 ? head.size() : 0;
     const size_t begin = array.offset - HeadBytes(array.output, array.bytes) - before;
-    uint8_t* head = base + begin;
-    if (before > 0) head = scalars.SerializeWithCachedSizesToArray(head);
-    head = CodedOutputStream::WriteVarint32ToArray(Tag(array.output), head);
-    CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(array.bytes), head);
+    head.copy(reinterpret_cast<char*>(base + begin), before);
+    WriteHead(array.output, array.bytes, base + begin + before);
     slices[num_slices++] = permit.Slice(begin, array.offset + array.bytes - begin);
   }
   if (num_slices == 0) {
-    scalars.SerializeWithCachedSizesToArray(base);
-    slices[num_slices++] = permit.Slice(0, scalars_bytes);
+    head.copy(reinterpret_cast<char*>(base), head.size());
+    slices[num_slices++] = permit.Slice(0, head.size());
   }
-  if (pool.scarce()) {
-    if (std::optional<grpc::Slice> copy = pool.CopyToHeap({slices.data(), num_slices})) return {&*copy, 1};
+  return Buffer({slices.data(), num_slices}, pool);
+}
+
+std::pair<int64_t, int64_t> ReplyLayout::Values(const Array& array, const Chunk& chunk) const {
+  const int64_t all = static_cast<int64_t>(array.bytes / sizeof(int32_t));
+  if (!array.per_token) return {0, chunk.begin == 0 ? all : 0};
+  // nsa_cu_seqlens_k has one value more than there are tokens; it ends the last chunk.
+  return {chunk.begin, chunk.last ? all : chunk.end};
+}
+
+int64_t ReplyLayout::ChunkTokens(int64_t begin) const {
+  size_t room = kMaxChunkBytes - kChunkHead - sizeof(int32_t);
+  size_t a_token = 0;
+  for (size_t i = 0; i < num_arrays_; ++i) {
+    if (arrays_[i].per_token) {
+      a_token += sizeof(int32_t);
+    } else if (begin == 0) {
+      room -= std::min(room, arrays_[i].bytes);
+    }
   }
-  return grpc::ByteBuffer(slices.data(), num_slices);
+  // A chunk moves on by a token at least, even where sums over sequences fill it.
+  return std::max<int64_t>(static_cast<int64_t>(room / std::max<size_t>(a_token, 1)), 1);
+}
+
+// The values stay where they are; what comes before them is in slices of its own, since other chunks' values lie there.
+grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const v1::ExpandResponse& scalars,
+                                         const OutputPermit& permit, OutputPool& pool) const {
+  std::array<grpc::Slice, 2 * kernels::kNumOutputs + 1> slices;
+  size_t num_slices = 1;
+  size_t bytes = scalars.ByteSizeLong();
+  for (size_t i = 0; i < num_arrays_; ++i) {
+    const auto [first, end] = Values(arrays_[i], chunk);
+    if (first == end) continue;
+    const size_t value_bytes = static_cast<size_t>(end - first) * sizeof(int32_t);
+    const std::string head = ArrayHead(arrays_[i].output, value_bytes);
+    bytes += head.size() + value_bytes;
+    slices[num_slices++] = grpc::Slice(head);
+    slices[num_slices++] = permit.Slice(arrays_[i].offset + static_cast<size_t>(first) * sizeof(int32_t), value_bytes);
+  }
+  slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars.SerializeAsString());
+  return Buffer({slices.data(), num_slices}, pool);
 }
 
 }  // namespace nsa::metadata::server

@@ -4,14 +4,21 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
+#include <string>
+#include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "grpcpp/support/byte_buffer.h"
 #include "kernels/packed_batch.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/output_pool.h"
 
 namespace nsa::metadata::server {
+
+// What a reply's message is: an ExpandResponse, or an ExpandStreamResponse around one.
+enum class Framing : uint8_t { kUnary, kStream };
+
+using Messages = absl::InlinedVector<grpc::ByteBuffer, 1>;
 
 // A packed sfixed32 field is a tag, a length and the array's own bytes. So each asked array lies in the blocks with
 // room before it, and its tag and length are written right there once it is computed: a reply is one slice of the
@@ -29,18 +36,37 @@ class ReplyLayout {
   // Where each asked output goes in memory that begins at `base`; null where it was not asked.
   kernels::OutputPointers Pointers(uint8_t* base) const;
 
-  // The encoded reply: `scalars` (an ExpandResponse without arrays) and the arrays that were computed in `permit`. A
-  // copy instead of slices when `pool` is scarce.
-  grpc::ByteBuffer Frame(const v1::ExpandResponse& scalars, const OutputPermit& permit, OutputPool& pool) const;
+  // The messages that carry the reply: `scalars` (an ExpandResponse without arrays) and the arrays that were computed
+  // in `permit`. Copies instead of slices when `pool` is scarce.
+  Messages Frame(Framing framing, const v1::ExpandResponse& scalars, const OutputPermit& permit,
+                 OutputPool& pool) const;
+
+  // Replies on a stream over this many bytes go in several messages.
+  static constexpr size_t kMaxChunkBytes = size_t{1} << 20;
 
  private:
   struct Array {
     kernels::Output output;
     size_t offset;  // of its first value, from the blocks' begin
     size_t bytes;
+    bool per_token;
   };
+  // Tokens [begin, end) as one message.
+  struct Chunk {
+    int64_t begin;
+    int64_t end;
+    bool last;
+  };
+  grpc::ByteBuffer FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const;
+  grpc::ByteBuffer FrameChunk(const Chunk& chunk, const v1::ExpandResponse& scalars, const OutputPermit& permit,
+                              OutputPool& pool) const;
+  // The values of an array that a chunk carries: first and past the last.
+  std::pair<int64_t, int64_t> Values(const Array& array, const Chunk& chunk) const;
+  // How many tokens fit a chunk that begins at `begin`.
+  int64_t ChunkTokens(int64_t begin) const;
   std::array<Array, kernels::kNumOutputs> arrays_ = {};
   size_t num_arrays_ = 0;
+  int64_t total_tokens_ = 0;
   size_t block_bytes_ = 0;
   size_t wire_bytes_ = 0;
 };

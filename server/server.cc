@@ -3,6 +3,7 @@
 #include <prometheus/registry.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -13,6 +14,7 @@
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "server/acceptor.h"
 #include "server/address.h"
 #include "server/batcher.h"
@@ -32,17 +34,38 @@ namespace {
 
 using grpc::experimental::ExternalConnectionAcceptor;
 
-// `auto` means the CPU: this build has no CUDA.
-std::unique_ptr<kernels::Backend> MakeBackend(const std::string& name) {
-  if (name == "reference") return kernels::CreateReferenceBackend();
-  return kernels::CreateCpuBackend();
+// What the options name; one line in the log says what it became and why.
+absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const Options& options) {
+  if (options.backend == "reference") return kernels::CreateReferenceBackend();
+  if (options.backend == "cpu") return kernels::CreateCpuBackend();
+  absl::StatusOr<std::unique_ptr<kernels::Backend>> cuda = kernels::CreateCudaBackend(
+      {.device = static_cast<int>(options.cuda_device),
+       .plan = {.choice = *kernels::ParseKernelChoice(options.kernel), .threshold = options.kernel_threshold}});
+  if (cuda.ok()) {
+    spdlog::info("computing on CUDA device {}: {}", options.cuda_device, (*cuda)->device());
+    return cuda;
+  }
+  const std::string why(cuda.status().message());
+  if (options.backend == "cuda") return absl::UnavailableError(absl::StrCat("--backend=cuda: ", why));
+  auto cpu = kernels::CreateCpuBackend();
+  spdlog::info("computing on the {}: {}", cpu->device(), why);
+  return cpu;
+}
+
+// More than a device's queues, so that copies and kernels of different batches overlap.
+constexpr int64_t kDeviceLanes = 8;
+
+int64_t LanesFor(const kernels::Backend& backend, const Options& options) {
+  const bool on_device = backend.kind() == kernels::BackendKind::kCuda;
+  return on_device ? std::max(kDeviceLanes, options.completion_queues) : options.completion_queues;
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::Backend& backend,
                                                                       const Options& options) {
   std::vector<std::unique_ptr<kernels::Lane>> lanes;
   for (int64_t i = 0; i < options.lanes; ++i) {
-    absl::StatusOr<std::unique_ptr<kernels::Lane>> lane = backend.CreateLane(options.batch.max_batch_sequences);
+    absl::StatusOr<std::unique_ptr<kernels::Lane>> lane = backend.CreateLane(
+        {.max_sequences = options.batch.max_batch_sequences, .max_requests = options.batch.max_batch_requests});
     if (!lane.ok()) return lane.status();
     lanes.push_back(*std::move(lane));
   }
@@ -50,7 +73,8 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::B
 }
 
 Batcher::Options BatcherOptions(const BatchOptions& options) {
-  return {.policy = {.max_sequences = options.max_batch_sequences,
+  return {.policy = {.max_requests = options.max_batch_requests,
+                     .max_sequences = options.max_batch_sequences,
                      .max_tokens = options.max_batch_tokens,
                      .delay = absl::ToChronoNanoseconds(options.batch_delay)},
           .max_queue_requests = static_cast<size_t>(options.max_queue_requests)};
@@ -127,7 +151,7 @@ struct Server::Parts {
 };
 
 absl::Status Server::Parts::MakeCompute() {
-  metrics = std::make_unique<Metrics>(registry, backend->kind());
+  metrics = std::make_unique<Metrics>(registry);
   absl::StatusOr<kernels::HostBuffer> memory = backend->AllocateOutput(options.output_budget_bytes);
   if (!memory.ok()) return memory.status();
   absl::StatusOr<std::shared_ptr<OutputPool>> made = OutputPool::Create(*std::move(memory));
@@ -199,7 +223,7 @@ void Server::Parts::AddGauges() {
                [this, kind] { return backend->kind() == kind ? 1.0 : 0.0; });
   }
   gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",
-             {{"version", kVersion}, {"revision", kRevision}, {"cuda", "none"}}, [] { return 1.0; });
+             {{"version", kVersion}, {"revision", kRevision}, {"cuda", kernels::CudaVersion()}}, [] { return 1.0; });
   for (const auto& [name, value] : NamedLimits(options)) {
     gauges.Add("nsa_metadata_limit", "The server's limits, in bytes, seconds or numbers.", {{"name", name}},
                [value = value] { return value; });
@@ -210,7 +234,9 @@ Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
-  return Start(options, MakeBackend(options.backend));
+  absl::StatusOr<std::unique_ptr<kernels::Backend>> backend = MakeBackend(options);
+  if (!backend.ok()) return backend.status();
+  return Start(options, *std::move(backend));
 }
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
@@ -221,6 +247,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
   auto parts = std::make_unique<Parts>();
   parts->options = Resolve(options);
   parts->backend = std::move(backend);
+  if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend, parts->options);
   if (absl::Status status = parts->MakeCompute(); !status.ok()) return status;
   if (absl::Status status = parts->Listen(); !status.ok()) return status;
   if (absl::Status status = parts->BuildServer(); !status.ok()) return status;
@@ -239,6 +266,7 @@ void Server::Drain() {
   parts_->health->SetServing(false);
   SetServingStatus(*parts_->server, false);
   parts_->acceptor->Stop();
+  parts_->service->DrainStreams();
   parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(parts_->options.drain_timeout));
   parts_->service->Stop();
 }

@@ -2,6 +2,7 @@
 
 #include "server/completion_queue.h"
 #include "server/other_call.h"
+#include "server/stream_call.h"
 #include "server/unary_call.h"
 
 namespace nsa::metadata::server {
@@ -14,13 +15,30 @@ constexpr int kExpandCallsWaiting = 32;
 
 void LiveCalls::End() {
   if (count_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   none_.SignalAll();
 }
 
 void LiveCalls::AwaitNone() {
-  absl::MutexLock lock(&mutex_);
-  while (count() > 0) none_.Wait(&mutex_);
+  MutexLock lock(&mutex_);
+  while (count() > 0) none_.Wait(mutex_);
+}
+
+bool OpenStreams::Add(StreamCall* stream) {
+  MutexLock lock(&mutex_);
+  streams_.insert(stream);
+  return !draining_;
+}
+
+void OpenStreams::Remove(StreamCall* stream) {
+  MutexLock lock(&mutex_);
+  streams_.erase(stream);
+}
+
+void OpenStreams::Drain() {
+  MutexLock lock(&mutex_);
+  draining_ = true;
+  for (StreamCall* stream : streams_) stream->Drain();
 }
 
 Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics,
@@ -32,7 +50,8 @@ Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Met
                .server_info = info.SerializeAsString(),
                .service = {},
                .other_methods = {},
-               .live = {}} {}
+               .live = {},
+               .streams = {}} {}
 
 void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.service);
@@ -44,6 +63,7 @@ void Service::Start() {
   for (const auto& queue : queues_) {
     for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitExpand(context_, *queue);
     AwaitGetServerInfo(context_, *queue);
+    StreamCall::Await(context_, *queue);
     OtherCall::Await(context_, *queue);
     threads_.emplace_back([&queue = *queue] { RunQueue(queue); });
   }

@@ -6,23 +6,40 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <unordered_set>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
 #include "server/metrics.h"
+#include "server/mutex.h"
 #include "server/options.h"
 #include "server/output_pool.h"
 
 namespace nsa::metadata::server {
 
 // Bytes in, bytes out: replies are sent from the blocks they were computed in.
-using AsyncService = v1::MetadataService::WithRawMethod_Expand<
-    v1::MetadataService::WithRawMethod_GetServerInfo<v1::MetadataService::Service>>;
+using AsyncService = v1::MetadataService::WithRawMethod_Expand<v1::MetadataService::WithRawMethod_ExpandStream<
+    v1::MetadataService::WithRawMethod_GetServerInfo<v1::MetadataService::Service>>>;
+
+class StreamCall;
+
+// The streams that are open, so that a drain can end them. Thread-safe.
+class OpenStreams {
+ public:
+  // False once they drain: then the stream is to drain itself.
+  bool Add(StreamCall* stream);
+  void Remove(StreamCall* stream);
+  void Drain();
+
+ private:
+  Mutex mutex_;
+  std::unordered_set<StreamCall*> streams_ ABSL_GUARDED_BY(mutex_);
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+};
 
 // Counts calls from their arrival until gRPC is done with them. Thread-safe.
 class LiveCalls {
@@ -35,8 +52,8 @@ class LiveCalls {
 
  private:
   std::atomic<int64_t> count_{0};
-  absl::Mutex mutex_;
-  absl::CondVar none_;
+  Mutex mutex_;
+  CondVar none_;
 };
 
 // What calls need.
@@ -50,9 +67,10 @@ struct CallContext {
   AsyncService service;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
+  OpenStreams streams;
 };
 
-// Usage: Register, then build the server, Start, …, shut the server down, Stop.
+// Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
 class Service {
  public:
   Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics,
@@ -62,6 +80,8 @@ class Service {
   void Register(grpc::ServerBuilder& builder);
   // Begins to take calls, with a thread a queue.
   void Start();
+  // Ends the streams: they answer what they have read. Returns at once.
+  void DrainStreams() { context_.streams.Drain(); }
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.
   void Stop();
 

@@ -19,7 +19,7 @@ class Responder {
  public:
   // Whether the caller is known to have given up. Any thread.
   virtual bool cancelled() const = 0;
-  virtual void Reply(const grpc::ByteBuffer& reply) = 0;
+  virtual void Reply(const Messages& reply) = 0;
   virtual void Refuse(const Refusal& refusal) = 0;
 
  protected:
@@ -38,16 +38,21 @@ struct StageTimes {
 // thread-safe.
 class Task {
  public:
-  explicit Task(Responder& responder) : responder_(&responder), arena_(ArenaOn(first_bytes_)) {}
+  Task() : arena_(ArenaOn(first_bytes_)) {}
   ~Task() {
     if (responder_ != nullptr) Refuse(InternalFault("the request was dropped"));
   }
   Task(const Task&) = delete;
   Task& operator=(const Task&) = delete;
 
+  // Who is to be answered; outlives the answer's beginning. A task without one is nobody's and needs none.
+  void AnswerTo(Responder& responder) { responder_ = &responder; }
+  bool has_responder() const { return responder_ != nullptr; }
+
+  // Memory for the request's message.
   google::protobuf::Arena& arena() { return arena_; }
   bool cancelled() const { return responder_->cancelled(); }
-  void Reply(const grpc::ByteBuffer& reply) { std::exchange(responder_, nullptr)->Reply(reply); }
+  void Reply(const Messages& reply) { std::exchange(responder_, nullptr)->Reply(reply); }
   void Refuse(const Refusal& refusal) { std::exchange(responder_, nullptr)->Refuse(refusal); }
 
   Expansion expansion;
@@ -65,7 +70,7 @@ class Task {
     return options;
   }
 
-  Responder* responder_;
+  Responder* responder_ = nullptr;
   alignas(8) char first_bytes_[kFirstBytes];
   google::protobuf::Arena arena_;
 };

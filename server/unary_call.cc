@@ -4,8 +4,9 @@
 #include <memory>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "server/admission.h"
+#include "server/call_metadata.h"
 #include "server/task.h"
 
 namespace nsa::metadata::server {
@@ -27,22 +28,11 @@ void UnaryCall::OnArrived(bool ok) {
   context_.live.Begin();
   context_.metrics.CallStarted(method_);
   MakeSuccessor();
-  if (std::optional<Refusal> refusal = CheckMetadata()) {
+  if (std::optional<Refusal> refusal = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes)) {
     SendRefusal(*refusal);
   } else {
     Handle();
   }
-}
-
-std::optional<Refusal> UnaryCall::CheckMetadata() const {
-  constexpr size_t kPerEntry = 32;  // as HTTP/2 counts a header list
-  int64_t bytes = 0;
-  for (const auto& [key, value] : server_context_.client_metadata()) bytes += key.size() + value.size() + kPerEntry;
-  const int64_t limit = context_.options.connection.max_metadata_bytes;
-  if (bytes <= limit) return std::nullopt;
-  return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
-                 absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", limit),
-                 "metadata", bytes, limit);
 }
 
 TimePoint UnaryCall::Deadline() const {
@@ -101,7 +91,7 @@ class ExpandCall final : public UnaryCall, public Responder {
   }
 
   bool cancelled() const override { return caller_gone(); }
-  void Reply(const grpc::ByteBuffer& reply) override { Send(reply); }
+  void Reply(const Messages& reply) override { Send(reply.front()); }
   void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
 
  private:
@@ -113,29 +103,20 @@ class ExpandCall final : public UnaryCall, public Responder {
 };
 
 void ExpandCall::Handle() {
-  auto task = std::make_unique<Task>(*this);
+  auto task = std::make_unique<Task>();
+  task->AnswerTo(*this);
   task->times.arrived = arrived();
   task->deadline = Deadline();
-  v1::ExpandRequest* request = nullptr;
-  std::optional<Refusal> refusal = Decode(request_, task->arena(), &request);
-  if (!refusal) refusal = Validate(*request, context_.options.request, /*unary=*/true, &task->expansion);
+  auto* request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&task->arena());
+  std::optional<Refusal> refusal = Decode(request_, request);
+  if (!refusal) refusal = Validate(*request, context_.options.request, Framing::kUnary, &task->expansion);
+  request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
     context_.metrics.Expired();
     refusal = DeadlinePassed();
   }
-  if (!refusal) {
-    const size_t bytes = task->expansion.layout.block_bytes();
-    task->permit = context_.pool.Reserve(bytes);
-    if (!task->permit) {
-      refusal = Later(v1::REFUSAL_REASON_BUDGET_FULL,
-                      absl::StrCat("no room for an output of ", bytes, " bytes in output_budget_bytes ",
-                                   context_.options.output_budget_bytes),
-                      static_cast<int64_t>(bytes), context_.options.output_budget_bytes, std::chrono::milliseconds(50));
-    }
-  }
-  request_.Clear();
-  if (!refusal) refusal = context_.batcher.Submit(&task);
+  if (!refusal) refusal = Admit(context_, &task);
   if (refusal) task->Refuse(*refusal);
 }
 

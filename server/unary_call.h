@@ -52,7 +52,6 @@ class UnaryCall {
   void OnArrived(bool ok);
   void OnSent(bool ok);
   void OnDone(bool ok);
-  std::optional<Refusal> CheckMetadata() const;
   void Unref();
 
   const Method method_;

@@ -6,6 +6,7 @@
 #include <random>
 #include <thread>
 
+#include "kernels/cuda/cuda_backend.h"
 #include "tests/support/golden.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
@@ -27,11 +28,18 @@ server::Options WithBackend(const std::string& backend) {
 
 class ExpandTest : public ::testing::TestWithParam<std::string> {
  protected:
-  RunningServer server_{WithBackend(GetParam())};
+  void SetUp() override {
+    if (GetParam() == "cuda") {
+      const auto device = kernels::CreateCudaBackend({});
+      if (!device.ok()) GTEST_SKIP() << device.status().message();
+    }
+    server_ = std::make_unique<RunningServer>(WithBackend(GetParam()));
+  }
+  std::unique_ptr<RunningServer> server_;
 };
 
 TEST_P(ExpandTest, GivesEveryKnownAnswer) {
-  const auto stub = server_.Stub();
+  const auto stub = server_->Stub();
   for (const testing::GoldenCase& golden : testing::GoldenCases()) {
     TestRequest request{.spec = {.nsa_index_topk = golden.nsa_index_topk, .mode = golden.mode, .outputs = {}},
                         .extend_seq_lens = golden.extend_seq_lens,
@@ -52,7 +60,7 @@ TEST_P(ExpandTest, GivesEveryKnownAnswer) {
 }
 
 TEST_P(ExpandTest, RefusesTheKnownOverflowsByName) {
-  const auto stub = server_.Stub();
+  const auto stub = server_->Stub();
   int refused = 0;
   for (const testing::GoldenCase& golden : testing::GoldenCases()) {
     for (kernels::Output output : kernels::kAllOutputs) {
@@ -73,7 +81,7 @@ TEST_P(ExpandTest, RefusesTheKnownOverflowsByName) {
   EXPECT_GT(refused, 0) << "the known answers hold no overflow";
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, ExpandTest, ::testing::Values("cpu", "reference"),
+INSTANTIATE_TEST_SUITE_P(Backends, ExpandTest, ::testing::Values("cpu", "reference", "cuda"),
                          [](const auto& info) { return info.param; });
 
 // One lane, and a delay so that requests meet.

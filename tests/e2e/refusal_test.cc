@@ -6,7 +6,6 @@
 #include <thread>
 
 #include "grpcpp/generic/generic_stub.h"
-#include "kernels/host_backend.h"
 #include "tests/support/gated_backend.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
@@ -159,8 +158,6 @@ TEST(RefusalOverTheWireTest, BadRequestsChangeNothingForGoodOnes) {
     threads.emplace_back([&, id] {
       const auto stub = server.Stub();
       std::mt19937_64 random(id);
-      const auto backend = kernels::CreateReferenceBackend();
-      const auto lane = *backend->CreateLane(100);
       for (int i = 0; i < 100; ++i) {
         const bool bad = id == 0;
         const testing::TestRequest drawn = testing::RandomRequest(random, 16);
@@ -172,7 +169,7 @@ TEST(RefusalOverTheWireTest, BadRequestsChangeNothingForGoodOnes) {
           ++refused;
         } else if (!drawn.spec.outputs.empty()) {
           ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
-          ASSERT_EQ(testing::ToArrays(reply.response), testing::ExpandTogether(*lane, {drawn}).front());
+          ASSERT_EQ(testing::ToArrays(reply.response), testing::ReferenceArrays(drawn));
           ++good;
         } else {
           ++good;

@@ -7,6 +7,8 @@
 #include <random>
 #include <string>
 
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/launch_plan.h"
 #include "tests/support/golden.h"
 #include "tests/support/requests.h"
 
@@ -14,22 +16,44 @@ namespace nsa::metadata::kernels {
 namespace {
 
 using testing::Arrays;
-using testing::ExpandTogether;
+using testing::Expander;
 using testing::GoldenCase;
 using testing::GoldenCases;
 using testing::RandomRequest;
 using testing::TestRequest;
 
-constexpr int64_t kMaxSequences = 70'000;
+struct Variant {
+  const char* name;
+  absl::StatusOr<std::unique_ptr<Backend>> (*create)();
+};
 
-std::unique_ptr<Backend> Create(BackendKind kind) {
-  return kind == BackendKind::kCpu ? CreateCpuBackend() : CreateReferenceBackend();
+void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
+
+template <KernelChoice choice>
+absl::StatusOr<std::unique_ptr<Backend>> CreateCuda() {
+  return CreateCudaBackend({.device = 0, .plan = {.choice = choice}});
 }
 
-class BackendTest : public ::testing::TestWithParam<BackendKind> {
+const Variant kVariants[] = {
+    {"reference", [] { return absl::StatusOr<std::unique_ptr<Backend>>(CreateReferenceBackend()); }},
+    {"cpu", [] { return absl::StatusOr<std::unique_ptr<Backend>>(CreateCpuBackend()); }},
+    {"cuda_linear", CreateCuda<KernelChoice::kLinear>},
+    {"cuda_binary", CreateCuda<KernelChoice::kBinary>},
+    {"cuda_threshold", CreateCuda<KernelChoice::kThreshold>},
+    {"cuda_adaptive", CreateCuda<KernelChoice::kAdaptive>},
+};
+
+class BackendTest : public ::testing::TestWithParam<Variant> {
  protected:
-  std::unique_ptr<Backend> backend_ = Create(GetParam());
-  std::unique_ptr<Lane> lane_ = *backend_->CreateLane(kMaxSequences);
+  void SetUp() override {
+    absl::StatusOr<std::unique_ptr<Backend>> backend = GetParam().create();
+    if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+    backend_ = *std::move(backend);
+    expander_ = std::make_unique<Expander>(*backend_);
+  }
+
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Expander> expander_;
 };
 
 TEST_P(BackendTest, GivesEveryKnownAnswer) {
@@ -40,23 +64,38 @@ TEST_P(BackendTest, GivesEveryKnownAnswer) {
     for (Output output : kAllOutputs) {
       if (golden.expected[static_cast<size_t>(output)]) request.spec.outputs.Add(output);
     }
-    const Arrays got = ExpandTogether(*lane_, {request}).front();
+    const Arrays got = expander_->Alone(request);
     for (Output output : kAllOutputs) {
       const auto& want = golden.expected[static_cast<size_t>(output)];
       if (!want) continue;
-      EXPECT_EQ(got[static_cast<size_t>(output)], *want) << golden.name << ": " << OutputName(output);
+      ASSERT_EQ(got[static_cast<size_t>(output)], *want) << golden.name << ": " << OutputName(output);
     }
   }
 }
 
 TEST_P(BackendTest, AgreesWithTheReferenceOnRandomBatches) {
-  const std::unique_ptr<Backend> reference = CreateReferenceBackend();
-  const std::unique_ptr<Lane> plain = *reference->CreateLane(kMaxSequences);
   std::mt19937_64 random(20260101);
   for (int i = 0; i < 10'000; ++i) {
     std::vector<TestRequest> requests;
-    for (size_t n = 1 + random() % 4; n > 0; --n) requests.push_back(RandomRequest(random));
-    ASSERT_EQ(ExpandTogether(*lane_, requests), ExpandTogether(*plain, requests)) << "batch " << i;
+    std::vector<Arrays> want;
+    for (size_t n = 1 + random() % 4; n > 0; --n) {
+      requests.push_back(RandomRequest(random));
+      want.push_back(testing::ReferenceArrays(requests.back()));
+    }
+    ASSERT_EQ(expander_->Together(requests), want) << "batch " << i;
+  }
+}
+
+TEST_P(BackendTest, AgreesWithTheReferenceOnLargeBatches) {
+  std::mt19937_64 random(4);
+  for (int i = 0; i < 20; ++i) {
+    std::vector<TestRequest> requests;
+    std::vector<Arrays> want;
+    for (int n = 0; n < 5; ++n) {
+      requests.push_back(RandomRequest(random, 3'000));
+      want.push_back(testing::ReferenceArrays(requests.back()));
+    }
+    ASSERT_EQ(expander_->Together(requests), want) << "batch " << i;
   }
 }
 
@@ -64,9 +103,9 @@ TEST_P(BackendTest, BatchingChangesNoByteOfAnAnswer) {
   std::mt19937_64 random(7);
   std::vector<TestRequest> requests;
   for (int i = 0; i < 300; ++i) requests.push_back(RandomRequest(random));
-  const std::vector<Arrays> together = ExpandTogether(*lane_, requests);
+  const std::vector<Arrays> together = expander_->Together(requests);
   for (size_t i = 0; i < requests.size(); ++i) {
-    ASSERT_EQ(ExpandTogether(*lane_, {requests[i]}).front(), together[i]) << "request " << i;
+    ASSERT_EQ(expander_->Alone(requests[i]), together[i]) << "request " << i;
   }
 }
 
@@ -75,23 +114,39 @@ TEST_P(BackendTest, ComputesNothingThatWasNotAsked) {
                       .extend_seq_lens = {3, 2},
                       .seq_lens = {10, 4}};
   for (Output output : kAllOutputs) {
-    // The others have null pointers: touching one would end the program.
+    // The others have null pointers: touching one would end the program, or the device's context.
     request.spec.outputs = {output};
-    EXPECT_FALSE(ExpandTogether(*lane_, {request}).front()[static_cast<size_t>(output)].empty());
+    EXPECT_FALSE(expander_->Alone(request)[static_cast<size_t>(output)].empty());
   }
 }
 
 TEST_P(BackendTest, RefusesABatchOverItsLanesRoom) {
-  const std::unique_ptr<Lane> small = *backend_->CreateLane(3);
+  const std::unique_ptr<Lane> small = *backend_->CreateLane({.max_sequences = 3, .max_requests = 2});
+  const std::vector<int32_t> one = {1};
   const std::vector<int32_t> two = {1, 1};
   EXPECT_TRUE(small->batch().Add({}, two, two, 2, {}));
-  EXPECT_FALSE(small->batch().Add({}, two, two, 2, {}));
-  EXPECT_EQ(small->batch().num_sequences(), 2);
-  EXPECT_EQ(small->batch().requests().size(), 1u);
+  EXPECT_FALSE(small->batch().Add({}, two, two, 2, {})) << "a sequence too many";
+  EXPECT_TRUE(small->batch().Add({}, one, one, 1, {}));
+  EXPECT_FALSE(small->batch().Add({}, {}, {}, 0, {})) << "a request too many";
+  EXPECT_EQ(small->batch().num_sequences(), 3);
+  EXPECT_EQ(small->batch().requests().size(), 2u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::Values(BackendKind::kCpu, BackendKind::kReference),
-                         [](const auto& info) { return std::string(BackendName(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::ValuesIn(kVariants),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST(LaunchPlanTest, AThresholdDividesLinearFromBinary) {
+  const LaunchPlan plan{.choice = KernelChoice::kThreshold, .threshold = 16};
+  EXPECT_EQ(ChooseKernel(plan, 16), Kernel::kLinear);
+  EXPECT_EQ(ChooseKernel(plan, 17), Kernel::kBinary);
+  EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kLinear}, 1'000), Kernel::kLinear);
+  EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kBinary}, 1), Kernel::kBinary);
+}
+
+TEST(LaunchPlanTest, KnowsEveryChoiceByName) {
+  for (const char* name : {"adaptive", "threshold", "linear", "binary"}) EXPECT_TRUE(ParseKernelChoice(name)) << name;
+  EXPECT_FALSE(ParseKernelChoice("quantum"));
+}
 
 }  // namespace
 }  // namespace nsa::metadata::kernels

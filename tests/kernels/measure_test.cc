@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <random>
 
-#include "kernels/backend.h"
 #include "tests/support/golden.h"
 #include "tests/support/requests.h"
 
@@ -25,13 +24,11 @@ TEST(MeasureTest, SaysOfEveryKnownCaseWhichOutputsPassInt32) {
 
 // The sums and starts are exact; the others need only be a bound.
 TEST(MeasureTest, KnowsTheLargestSumBeforeItIsComputed) {
-  const auto reference = CreateReferenceBackend();
-  const auto lane = *reference->CreateLane(64);
   std::mt19937_64 random(3);
   for (int i = 0; i < 2'000; ++i) {
     testing::TestRequest request = testing::RandomRequest(random);
     request.spec.outputs = OutputSet::All();
-    const testing::Arrays arrays = testing::ExpandTogether(*lane, {request}).front();
+    const testing::Arrays arrays = testing::ReferenceArrays(request);
     for (Output output : {Output::kCuSeqlensQ, Output::kCuSeqlensK, Output::kNsaCuSeqlensK, Output::kKs, Output::kKe}) {
       const int64_t largest = LargestValue(output, request.spec, request.extend_seq_lens, request.seq_lens);
       if (largest > INT32_MAX) continue;

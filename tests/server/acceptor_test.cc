@@ -8,11 +8,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include <fstream>
+#include <deque>
 #include <string>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
+#include "server/mutex.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -53,26 +53,28 @@ class AcceptorTest : public ::testing::Test {
     acceptor_ = std::make_unique<Acceptor>(Acceptor::Options{.max_connections = max_connections,
                                                              .accepted =
                                                                  [this](int fd, int) {
-                                                                   absl::MutexLock lock(&mutex_);
+                                                                   MutexLock lock(&mutex_);
                                                                    accepted_.emplace_back(fd);
+                                                                   changed_.SignalAll();
                                                                  },
                                                              .refused =
                                                                  [this] {
-                                                                   absl::MutexLock lock(&mutex_);
+                                                                   MutexLock lock(&mutex_);
                                                                    ++refused_;
                                                                  }},
                                            std::move(listeners));
     acceptor_->Start();
   }
   void AwaitAccepted(size_t count) {
-    absl::MutexLock lock(&mutex_);
-    const auto reached = [this, count] { return accepted_.size() >= count; };
-    mutex_.Await(absl::Condition(&reached));
+    MutexLock lock(&mutex_);
+    while (accepted_.size() < count) changed_.Wait(mutex_);
   }
   const Address& address() const { return acceptor_->listeners().front().address(); }
 
-  absl::Mutex mutex_;
-  std::vector<Descriptor> accepted_;
+  Mutex mutex_;
+  CondVar changed_;
+  // By value once it is of interest: the acceptor's thread adds to it.
+  std::deque<Descriptor> accepted_;
   int refused_ = 0;
   std::unique_ptr<Acceptor> acceptor_;
 };
@@ -100,7 +102,7 @@ TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitAndTakesOthersOnceThereIsRoom) {
   EXPECT_TRUE(ClosedByPeer(third));
   EXPECT_EQ(refused_, 1);
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     accepted_.front().Close();  // as gRPC does, without telling
   }
   const Descriptor fourth = Connect(address());

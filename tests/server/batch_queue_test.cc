@@ -23,7 +23,7 @@ class BatchQueueTest : public ::testing::Test {
 };
 
 TEST_F(BatchQueueTest, TakesAllThatWaitsInTheOrderOfArrival) {
-  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  BatchQueue queue({.max_requests = 100, .max_sequences = 100, .max_tokens = 100});
   for (int64_t sequences : {3, 1, 2}) queue.Push(Make(sequences));
   const Batch batch = queue.Take(now_);
   ASSERT_EQ(batch.tasks.size(), 3u);
@@ -36,8 +36,8 @@ TEST_F(BatchQueueTest, TakesAllThatWaitsInTheOrderOfArrival) {
 }
 
 TEST_F(BatchQueueTest, ClosesABatchBeforeTheRequestThatWouldPassALimit) {
-  BatchQueue by_sequences({.max_sequences = 4, .max_tokens = 100});
-  BatchQueue by_tokens({.max_sequences = 100, .max_tokens = 4});
+  BatchQueue by_sequences({.max_requests = 100, .max_sequences = 4, .max_tokens = 100});
+  BatchQueue by_tokens({.max_requests = 100, .max_sequences = 100, .max_tokens = 4});
   for (BatchQueue* queue : {&by_sequences, &by_tokens}) {
     for (int64_t sequences : {3, 2, 2}) queue->Push(Make(sequences));
   }
@@ -50,8 +50,20 @@ TEST_F(BatchQueueTest, ClosesABatchBeforeTheRequestThatWouldPassALimit) {
   EXPECT_EQ(batch.closed, BatchClosed::kMaxTokens);
 }
 
+TEST_F(BatchQueueTest, ClosesABatchThatHoldsAsManyRequestsAsItMay) {
+  BatchQueue queue({.max_requests = 2, .max_sequences = 100, .max_tokens = 100, .delay = milliseconds(5)});
+  queue.Push(Make(1, now_));
+  EXPECT_EQ(queue.ReadyAt(), now_ + milliseconds(5));
+  queue.Push(Make(1, now_));
+  queue.Push(Make(1, now_));
+  EXPECT_EQ(queue.ReadyAt(), now_);
+  const Batch batch = queue.Take(now_);
+  EXPECT_EQ(batch.tasks.size(), 2u);
+  EXPECT_EQ(batch.closed, BatchClosed::kMaxRequests);
+}
+
 TEST_F(BatchQueueTest, ARequestOverTheLimitsGoesAlone) {
-  BatchQueue queue({.max_sequences = 2, .max_tokens = 2});
+  BatchQueue queue({.max_requests = 100, .max_sequences = 2, .max_tokens = 2});
   queue.Push(Make(5));
   queue.Push(Make(1));
   EXPECT_EQ(queue.Take(now_).tasks.size(), 1u);
@@ -59,7 +71,7 @@ TEST_F(BatchQueueTest, ARequestOverTheLimitsGoesAlone) {
 }
 
 TEST_F(BatchQueueTest, LeavesOutWhatHasExpiredOrWasCancelled) {
-  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  BatchQueue queue({.max_requests = 100, .max_sequences = 100, .max_tokens = 100});
   auto expired = Make(1);
   expired->deadline = now_;
   auto in_time = Make(2);
@@ -78,14 +90,14 @@ TEST_F(BatchQueueTest, LeavesOutWhatHasExpiredOrWasCancelled) {
 }
 
 TEST_F(BatchQueueTest, IsReadyAtOnceWithoutADelay) {
-  BatchQueue queue({.max_sequences = 100, .max_tokens = 100});
+  BatchQueue queue({.max_requests = 100, .max_sequences = 100, .max_tokens = 100});
   EXPECT_EQ(queue.ReadyAt(), TimePoint::max());
   queue.Push(Make(1, now_));
   EXPECT_EQ(queue.ReadyAt(), now_);
 }
 
 TEST_F(BatchQueueTest, WaitsForItsFirstRequestsDelayUnlessItIsFull) {
-  BatchQueue queue({.max_sequences = 3, .max_tokens = 100, .delay = milliseconds(5)});
+  BatchQueue queue({.max_requests = 100, .max_sequences = 3, .max_tokens = 100, .delay = milliseconds(5)});
   queue.Push(Make(1, now_));
   queue.Push(Make(1, now_ + milliseconds(4)));
   EXPECT_EQ(queue.ReadyAt(), now_ + milliseconds(5));
@@ -95,14 +107,18 @@ TEST_F(BatchQueueTest, WaitsForItsFirstRequestsDelayUnlessItIsFull) {
 
 TEST(TaskTest, IsRefusedWhenNobodyAnswersIt) {
   RecordingResponder responder;
-  { Task task(responder); }
+  { Task().AnswerTo(responder); }
   EXPECT_EQ(responder.answers(), 1);
   EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::INTERNAL);
 }
 
 TEST(TaskTest, IsAnsweredOnce) {
   RecordingResponder responder;
-  { Task(responder).Refuse(Cancelled()); }
+  {
+    Task task;
+    task.AnswerTo(responder);
+    task.Refuse(Cancelled());
+  }
   EXPECT_EQ(responder.answers(), 1);
 }
 

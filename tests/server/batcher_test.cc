@@ -17,38 +17,40 @@ namespace {
 class PuppetLane final : public kernels::Lane {
  public:
   struct Strings {
-    absl::Mutex mutex;
+    Mutex mutex;
+    CondVar changed;
     int started = 0;
     int allowed = 0;
     absl::Status result;
     std::vector<size_t> batch_sizes;
 
     void Allow(int batches) {
-      absl::MutexLock lock(&mutex);
+      MutexLock lock(&mutex);
       allowed += batches;
+      changed.SignalAll();
     }
     void AwaitStarted(int batches) {
-      absl::MutexLock lock(&mutex);
-      const auto reached = [this, batches] { return started >= batches; };
-      mutex.Await(absl::Condition(&reached));
+      MutexLock lock(&mutex);
+      while (started < batches) changed.Wait(mutex);
     }
   };
 
   explicit PuppetLane(Strings& strings) : strings_(strings) {}
   kernels::PackedBatch& batch() override { return batch_; }
-  absl::Status Expand() override {
-    absl::MutexLock lock(&strings_.mutex);
+  absl::StatusOr<kernels::Kernel> Expand() override {
+    MutexLock lock(&strings_.mutex);
     strings_.batch_sizes.push_back(batch_.requests().size());
     const int number = ++strings_.started;
-    const auto may_end = [this, number] { return strings_.allowed >= number; };
-    strings_.mutex.Await(absl::Condition(&may_end));
-    return strings_.result;
+    strings_.changed.SignalAll();
+    while (strings_.allowed < number) strings_.changed.Wait(strings_.mutex);
+    if (!strings_.result.ok()) return strings_.result;
+    return kernels::Kernel::kCpu;
   }
 
  private:
   Strings& strings_;
   std::vector<int32_t> q_ = std::vector<int32_t>(1'000), s_ = std::vector<int32_t>(1'000);
-  kernels::PackedBatch batch_{q_, s_};
+  kernels::PackedBatch batch_{q_, s_, 1'000};
 };
 
 class BatcherTest : public ::testing::Test {
@@ -66,9 +68,10 @@ class BatcherTest : public ::testing::Test {
     return refusal;
   }
 
-  static constexpr Batcher::Options kOptions = {.policy = {.max_sequences = 1'000, .max_tokens = 1'000}};
+  static constexpr Batcher::Options kOptions = {
+      .policy = {.max_requests = 1'000, .max_sequences = 1'000, .max_tokens = 1'000}};
   prometheus::Registry registry_;
-  Metrics metrics_{registry_, kernels::BackendKind::kCpu};
+  Metrics metrics_{registry_};
   const std::shared_ptr<OutputPool> pool_ =
       *OutputPool::Create(*kernels::AllocatePageable(256 * OutputPool::kBlockBytes));
   PuppetLane::Strings strings_;

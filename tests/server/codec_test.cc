@@ -22,9 +22,10 @@ v1::ExpandRequest Good() {
   return request;
 }
 
-std::optional<Refusal> Judge(const v1::ExpandRequest& request, const RequestLimits& limits = {}, bool unary = true) {
+std::optional<Refusal> Judge(const v1::ExpandRequest& request, const RequestLimits& limits = {},
+                             Framing framing = Framing::kUnary) {
   Expansion expansion;
-  return Validate(request, limits, unary, &expansion);
+  return Validate(request, limits, framing, &expansion);
 }
 
 void ExpectInvalid(const std::optional<Refusal>& refusal, v1::RefusalReason reason, const std::string& field,
@@ -41,7 +42,7 @@ void ExpectInvalid(const std::optional<Refusal>& refusal, v1::RefusalReason reas
 
 TEST(CodecTest, FillsInWhatIsUnset) {
   Expansion expansion;
-  ASSERT_FALSE(Validate(Good(), {}, /*unary=*/true, &expansion));
+  ASSERT_FALSE(Validate(Good(), {}, Framing::kUnary, &expansion));
   EXPECT_EQ(expansion.spec.mode, kernels::SequenceMode::kRepeat);
   EXPECT_EQ(expansion.spec.outputs,
             (kernels::OutputSet{kernels::Output::kSeqlensExpanded, kernels::Output::kNsaCacheSeqlens}));
@@ -52,7 +53,7 @@ TEST(CodecTest, CountsDuplicateOutputsOnce) {
   v1::ExpandRequest request = Good();
   for (int i = 0; i < 1'000; ++i) request.add_outputs(v1::OUTPUT_KE);
   Expansion expansion;
-  ASSERT_FALSE(Validate(request, {}, /*unary=*/true, &expansion));
+  ASSERT_FALSE(Validate(request, {}, Framing::kUnary, &expansion));
   EXPECT_EQ(expansion.spec.outputs, kernels::OutputSet{kernels::Output::kKe});
 }
 
@@ -123,7 +124,7 @@ TEST(CodecTest, RefusesAnOverflowOnlyOfAnOutputThatIsAsked) {
   ExpectInvalid(Judge(request), v1::REFUSAL_REASON_OUTPUT_OVERFLOW, "cu_seqlens_k", int64_t{INT32_MAX} + 4, INT32_MAX);
 }
 
-TEST(CodecTest, RefusesARepyOverItsLimitsAndNamesTheStream) {
+TEST(CodecTest, RefusesAReplyOverItsLimitsAndNamesTheStream) {
   v1::ExpandRequest request = Good();
   request.set_extend_seq_lens(0, 1'000'000);
   const std::optional<Refusal> unary = Judge(request);
@@ -132,19 +133,18 @@ TEST(CodecTest, RefusesARepyOverItsLimitsAndNamesTheStream) {
   EXPECT_EQ(unary->limit, RequestLimits().max_unary_reply_bytes);
   EXPECT_GE(unary->value, 8'000'016);
   EXPECT_THAT(unary->message, HasSubstr("ExpandStream"));
-  EXPECT_FALSE(Judge(request, {}, /*unary=*/false));
-  const std::optional<Refusal> any = Judge(request, {.max_reply_bytes = 1'000'000}, /*unary=*/false);
+  EXPECT_FALSE(Judge(request, {}, Framing::kStream));
+  const std::optional<Refusal> any = Judge(request, {.max_reply_bytes = 1'000'000}, Framing::kStream);
   ASSERT_TRUE(any.has_value());
   EXPECT_EQ(any->reason, v1::REFUSAL_REASON_REPLY_TOO_LARGE);
   EXPECT_EQ(any->limit, 1'000'000);
 }
 
 TEST(CodecTest, RefusesBytesThatAreNoRequest) {
-  google::protobuf::Arena arena;
-  v1::ExpandRequest* request = nullptr;
+  v1::ExpandRequest request;
   const grpc::Slice slice(std::string("\x12\xff\xff\xff\xff\x0f", 6));
   grpc::ByteBuffer bytes(&slice, 1);
-  const std::optional<Refusal> refusal = Decode(bytes, arena, &request);
+  const std::optional<Refusal> refusal = Decode(bytes, &request);
   ASSERT_TRUE(refusal.has_value());
   EXPECT_EQ(refusal->reason, v1::REFUSAL_REASON_MALFORMED);
   EXPECT_EQ(refusal->value, 6);
@@ -160,10 +160,9 @@ TEST(CodecTest, DecodesARequestThatIsSpreadOverSlices) {
   std::vector<grpc::Slice> slices;
   for (size_t at = 0; at < encoded.size(); at += 7) slices.emplace_back(encoded.substr(at, 7));
   grpc::ByteBuffer bytes(slices.data(), slices.size());
-  google::protobuf::Arena arena;
-  v1::ExpandRequest* request = nullptr;
-  ASSERT_FALSE(Decode(bytes, arena, &request));
-  EXPECT_EQ(request->SerializeAsString(), encoded);
+  v1::ExpandRequest request;
+  ASSERT_FALSE(Decode(bytes, &request));
+  EXPECT_EQ(request.SerializeAsString(), encoded);
 }
 
 template <typename Detail>

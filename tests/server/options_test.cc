@@ -54,7 +54,6 @@ TEST(OptionsTest, PlainTextBeyondTheLoopbackMustBeAllowed) {
 TEST(OptionsTest, ResolveReplacesWhatStandsForThisMachine) {
   const Options options = Resolve({});
   EXPECT_GE(options.completion_queues, 1);
-  EXPECT_GE(options.lanes, 1);
   EXPECT_GE(options.connection.max_connections, 1);
   EXPECT_EQ(options.output_budget_bytes % OutputPool::kBlockBytes, 0);
 }

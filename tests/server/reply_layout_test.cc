@@ -56,8 +56,8 @@ v1::ExpandResponse LargestScalars() {
 // Computes `request` into a reply and reads it back as any client would.
 void ExpectRoundTrip(const testing::TestRequest& request, OutputPool& pool) {
   const auto backend = kernels::CreateCpuBackend();
-  const auto lane = *backend->CreateLane(100);
-  const testing::Arrays want = testing::ExpandTogether(*lane, {request}).front();
+  const auto lane = *backend->CreateLane({.max_sequences = 100, .max_requests = 1});
+  const testing::Arrays want = testing::ReferenceArrays(request);
   const ReplyLayout layout(request.spec.outputs, static_cast<int64_t>(request.seq_lens.size()), request.total_tokens());
   const OutputPermit permit = pool.Reserve(layout.block_bytes());
   ASSERT_TRUE(permit);
@@ -65,7 +65,7 @@ void ExpectRoundTrip(const testing::TestRequest& request, OutputPool& pool) {
   ASSERT_TRUE(lane->batch().Add(request.spec, request.extend_seq_lens, request.seq_lens, request.total_tokens(),
                                 layout.Pointers(permit.data())));
   ASSERT_TRUE(lane->Expand().ok());
-  const grpc::ByteBuffer reply = layout.Frame(LargestScalars(), permit, pool);
+  const grpc::ByteBuffer reply = layout.Frame(Framing::kUnary, LargestScalars(), permit, pool).front();
   EXPECT_LE(reply.Length(), layout.wire_bytes());
   v1::ExpandResponse response = Parse(reply);
   for (kernels::Output output : kernels::kAllOutputs) {
@@ -97,7 +97,7 @@ TEST(ReplyLayoutTest, ACopyOfAScarcePoolLetsTheBlocksGo) {
   grpc::ByteBuffer reply;
   {
     const OutputPermit permit = pool->Reserve(3 * kBlock);
-    reply = layout.Frame({}, permit, *pool);
+    reply = layout.Frame(Framing::kUnary, {}, permit, *pool).front();
   }
   EXPECT_EQ(pool->blocks_in_use(), 53u);  // 16 bytes of heap count as one block
 }

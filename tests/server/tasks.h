@@ -6,9 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
-#include "absl/synchronization/notification.h"
 #include "kernels/backend.h"
+#include "server/mutex.h"
 #include "server/output_pool.h"
 #include "server/task.h"
 
@@ -18,39 +17,41 @@ namespace nsa::metadata::server {
 class RecordingResponder final : public Responder {
  public:
   bool cancelled() const override { return cancelled_; }
-  void Reply(const grpc::ByteBuffer& reply) override {
-    absl::MutexLock lock(&mutex_);
+  void Reply(const Messages& reply) override {
+    MutexLock lock(&mutex_);
     ++answers_;
-    reply_ = reply;
+    answered_.SignalAll();
+    reply_ = reply.front();
   }
   void Refuse(const Refusal& refusal) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     ++answers_;
+    answered_.SignalAll();
     refusal_ = refusal;
   }
 
   // Before its task is submitted.
   void Cancel() { cancelled_ = true; }
   int answers() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return answers_;
   }
   std::optional<Refusal> refusal() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return refusal_;
   }
   std::optional<grpc::ByteBuffer> reply() const {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     return reply_;
   }
   void AwaitAnswer() const {
-    absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](const RecordingResponder* self) { return self->answers_ > 0; }, this));
+    MutexLock lock(&mutex_);
+    while (answers_ == 0) answered_.Wait(mutex_);
   }
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable Mutex mutex_;
+  mutable CondVar answered_;
   bool cancelled_ = false;
   int answers_ = 0;
   std::optional<grpc::ByteBuffer> reply_;
@@ -60,14 +61,15 @@ class RecordingResponder final : public Responder {
 // A task of `sequences` sequences with one token each, admitted at `admitted`.
 inline std::unique_ptr<Task> MakeTask(RecordingResponder& responder, OutputPool& pool, int64_t sequences = 1,
                                       TimePoint admitted = TimePoint()) {
-  auto task = std::make_unique<Task>(responder);
+  auto task = std::make_unique<Task>();
+  task->AnswerTo(responder);
   v1::ExpandRequest* request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&task->arena());
   for (int64_t b = 0; b < sequences; ++b) {
     request->add_extend_seq_lens(1);
     request->add_seq_lens(static_cast<int32_t>(100 + b));
   }
   request->set_nsa_index_topk(2048);
-  Validate(*request, {}, /*unary=*/true, &task->expansion);
+  Validate(*request, {}, Framing::kUnary, &task->expansion);
   task->permit = pool.Reserve(task->expansion.layout.block_bytes());
   task->times.admitted = admitted;
   return task;

@@ -9,7 +9,7 @@ class GatedLane final : public kernels::Lane {
  public:
   GatedLane(Gate& gate, std::unique_ptr<kernels::Lane> lane) : gate_(gate), lane_(std::move(lane)) {}
   kernels::PackedBatch& batch() override { return lane_->batch(); }
-  absl::Status Expand() override {
+  absl::StatusOr<kernels::Kernel> Expand() override {
     gate_.Pass(static_cast<int>(batch().requests().size()));
     return lane_->Expand();
   }
@@ -24,8 +24,8 @@ class GatedBackend final : public kernels::Backend {
   explicit GatedBackend(Gate& gate) : gate_(gate) {}
   kernels::BackendKind kind() const override { return cpu_->kind(); }
   std::string device() const override { return "a gate before " + cpu_->device(); }
-  absl::StatusOr<std::unique_ptr<kernels::Lane>> CreateLane(int64_t max_sequences) override {
-    absl::StatusOr<std::unique_ptr<kernels::Lane>> lane = cpu_->CreateLane(max_sequences);
+  absl::StatusOr<std::unique_ptr<kernels::Lane>> CreateLane(const kernels::LaneLimits& limits) override {
+    absl::StatusOr<std::unique_ptr<kernels::Lane>> lane = cpu_->CreateLane(limits);
     if (!lane.ok()) return lane.status();
     return std::make_unique<GatedLane>(gate_, *std::move(lane));
   }
@@ -39,26 +39,27 @@ class GatedBackend final : public kernels::Backend {
 }  // namespace
 
 void Gate::Open() {
-  absl::MutexLock lock(&mutex_);
+  server::MutexLock lock(&mutex_);
   open_ = true;
+  changed_.SignalAll();
 }
 
 void Gate::AwaitStarted(int batches) {
-  absl::MutexLock lock(&mutex_);
-  const auto reached = [this, batches] { return started_ >= batches; };
-  mutex_.Await(absl::Condition(&reached));
+  server::MutexLock lock(&mutex_);
+  while (started_ < batches) changed_.Wait(mutex_);
 }
 
 int Gate::requests() const {
-  absl::MutexLock lock(&mutex_);
+  server::MutexLock lock(&mutex_);
   return requests_;
 }
 
 void Gate::Pass(int requests) {
-  absl::MutexLock lock(&mutex_);
+  server::MutexLock lock(&mutex_);
   ++started_;
   requests_ += requests;
-  mutex_.Await(absl::Condition(&open_));
+  changed_.SignalAll();
+  while (!open_) changed_.Wait(mutex_);
 }
 
 std::unique_ptr<kernels::Backend> MakeGatedBackend(Gate& gate) { return std::make_unique<GatedBackend>(gate); }

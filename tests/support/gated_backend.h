@@ -3,8 +3,8 @@
 
 #include <memory>
 
-#include "absl/synchronization/mutex.h"
 #include "kernels/backend.h"
+#include "server/mutex.h"
 
 namespace nsa::metadata::testing {
 
@@ -22,7 +22,8 @@ class Gate {
   void Pass(int requests);
 
  private:
-  mutable absl::Mutex mutex_;
+  mutable server::Mutex mutex_;
+  server::CondVar changed_;
   bool open_ = false;
   int started_ = 0;
   int requests_ = 0;

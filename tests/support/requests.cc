@@ -42,51 +42,56 @@ TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences) {
   return request;
 }
 
-MarkedOutputs::MarkedOutputs(const TestRequest& request) {
-  for (Output output : kernels::kAllOutputs) {
-    if (!request.spec.outputs.Has(output)) continue;
-    const size_t i = static_cast<size_t>(output);
-    lengths_[i] = kernels::OutputLength(output, static_cast<int64_t>(request.seq_lens.size()), request.total_tokens());
-    memory_[i].assign(2 * lengths_[i] + 16, kMarker);
+Expander::Expander(kernels::Backend& backend)
+    : lane_(*backend.CreateLane({.max_sequences = 70'000, .max_requests = 1'000})),
+      memory_(*backend.AllocateOutput(size_t{256} << 20)) {}
+
+int32_t* Expander::Take(size_t values) {
+  int32_t* taken = reinterpret_cast<int32_t*>(memory_.data()) + used_;
+  used_ += (values + 31) / 32 * 32;  // as a reply's arrays are aligned
+  EXPECT_LE(used_ * sizeof(int32_t), memory_.bytes()) << "the test's memory is too small";
+  return taken;
+}
+
+std::vector<Arrays> Expander::Together(const std::vector<TestRequest>& requests) {
+  used_ = 0;
+  lane_->batch().Clear();
+  std::vector<kernels::OutputPointers> pointers(requests.size());
+  std::vector<std::array<size_t, kernels::kNumOutputs>> lengths(requests.size());
+  for (size_t r = 0; r < requests.size(); ++r) {
+    const TestRequest& request = requests[r];
+    for (Output output : kernels::kAllOutputs) {
+      if (!request.spec.outputs.Has(output)) continue;
+      const size_t i = static_cast<size_t>(output);
+      const size_t length =
+          kernels::OutputLength(output, static_cast<int64_t>(request.seq_lens.size()), request.total_tokens());
+      lengths[r][i] = length;
+      pointers[r][i] = Take(2 * length + 16);
+      std::fill_n(pointers[r][i], 2 * length + 16, kMarker);
+    }
+    EXPECT_TRUE(lane_->batch().Add(request.spec, request.extend_seq_lens, request.seq_lens, request.total_tokens(),
+                                   pointers[r]));
   }
-}
-
-kernels::OutputPointers MarkedOutputs::pointers() {
-  kernels::OutputPointers pointers = {};
-  for (size_t i = 0; i < memory_.size(); ++i) pointers[i] = memory_[i].empty() ? nullptr : memory_[i].data();
-  return pointers;
-}
-
-Arrays MarkedOutputs::Values() const {
-  Arrays values;
-  for (size_t i = 0; i < memory_.size(); ++i) values[i].assign(memory_[i].begin(), memory_[i].begin() + lengths_[i]);
-  return values;
-}
-
-bool MarkedOutputs::WrittenPastTheEnd() const {
-  for (size_t i = 0; i < memory_.size(); ++i) {
-    if (std::any_of(memory_[i].begin() + lengths_[i], memory_[i].end(), [](int32_t v) { return v != kMarker; }))
-      return true;
-  }
-  return false;
-}
-
-std::vector<Arrays> ExpandTogether(kernels::Lane& lane, const std::vector<TestRequest>& requests) {
-  std::vector<MarkedOutputs> outputs;
-  lane.batch().Clear();
-  for (const TestRequest& request : requests) {
-    MarkedOutputs& out = outputs.emplace_back(request);
-    EXPECT_TRUE(lane.batch().Add(request.spec, request.extend_seq_lens, request.seq_lens, request.total_tokens(),
-                                 out.pointers()));
-  }
-  const absl::Status status = lane.Expand();
-  EXPECT_TRUE(status.ok()) << status;
-  std::vector<Arrays> arrays;
-  for (const MarkedOutputs& out : outputs) {
-    EXPECT_FALSE(out.WrittenPastTheEnd()) << "request " << arrays.size() << " of " << requests.size();
-    arrays.push_back(out.Values());
+  const absl::StatusOr<kernels::Kernel> ran = lane_->Expand();
+  EXPECT_TRUE(ran.ok()) << ran.status();
+  std::vector<Arrays> arrays(requests.size());
+  for (size_t r = 0; r < requests.size(); ++r) {
+    for (size_t i = 0; i < kernels::kNumOutputs; ++i) {
+      const int32_t* begin = pointers[r][i];
+      if (begin == nullptr) continue;
+      const int32_t* end = begin + lengths[r][i];
+      EXPECT_TRUE(std::all_of(end, end + lengths[r][i] + 16, [](int32_t value) { return value == kMarker; }))
+          << "request " << r << ": " << kernels::OutputName(static_cast<Output>(i)) << " was written past its end";
+      arrays[r][i].assign(begin, end);
+    }
   }
   return arrays;
+}
+
+Arrays ReferenceArrays(const TestRequest& request) {
+  static kernels::Backend& backend = *kernels::CreateReferenceBackend().release();
+  thread_local Expander expander(backend);
+  return expander.Alone(request);
 }
 
 }  // namespace nsa::metadata::testing

@@ -27,26 +27,29 @@ using Arrays = std::array<std::vector<int32_t>, kernels::kNumOutputs>;
 // outputs, zero lengths, sequences shorter than their extension, and now and then sums next to int32's end.
 TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences = 64);
 
-// Memory for the asked outputs of a request, filled with a marker that no test's answer holds, and as much again behind
-// each.
-class MarkedOutputs {
- public:
-  static constexpr int32_t kMarker = -0x5a5a5a5b;
+// A value that no test's answer holds.
+inline constexpr int32_t kMarker = -0x5a5a5a5b;
 
-  MarkedOutputs(const TestRequest& request);
-  kernels::OutputPointers pointers();
-  // The outputs; an output that was not asked is empty.
-  Arrays Values() const;
-  // Whether anything behind an output's end was written.
-  bool WrittenPastTheEnd() const;
+// Expands requests directly on a lane of a backend. Every output's memory is filled with kMarker first, and as much
+// again behind it.
+class Expander {
+ public:
+  // Ends the test program when the backend can't make a lane or memory.
+  explicit Expander(kernels::Backend& backend);
+
+  // Expands the requests in one batch. Fails the test when the lane reports an error or writes past an output's end.
+  std::vector<Arrays> Together(const std::vector<TestRequest>& requests);
+  Arrays Alone(const TestRequest& request) { return Together({request}).front(); }
 
  private:
-  std::array<std::vector<int32_t>, kernels::kNumOutputs> memory_;
-  std::array<size_t, kernels::kNumOutputs> lengths_ = {};
+  int32_t* Take(size_t values);
+
+  std::unique_ptr<kernels::Lane> lane_;
+  kernels::HostBuffer memory_;
+  size_t used_ = 0;  // of memory_, in values
 };
 
-// Expands requests in one batch of `lane`. Fails the test when the lane reports an error or writes past an output's
-// end.
-std::vector<Arrays> ExpandTogether(kernels::Lane& lane, const std::vector<TestRequest>& requests);
+// The plain answer.
+Arrays ReferenceArrays(const TestRequest& request);
 
 }  // namespace nsa::metadata::testing

@@ -1,0 +1,102 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/lane.h"
+#include "kernels/cuda/search_kernels.h"
+
+namespace nsa::metadata::kernels {
+namespace cuda {
+namespace {
+
+class CudaBackend final : public Backend {
+ public:
+  CudaBackend(const CudaOptions& options, std::string device) : options_(options), device_(std::move(device)) {}
+
+  BackendKind kind() const override { return BackendKind::kCuda; }
+  std::string device() const override { return device_; }
+  absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) override {
+    return CudaLane::Create(options_.device, options_.plan, limits);
+  }
+
+  absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) override {
+    NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options_.device));
+    void* memory = nullptr;
+    NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
+    HostBuffer buffer(memory, bytes, [](void* pinned, size_t) { cudaFreeHost(pinned); });
+    void* on_device = nullptr;
+    NSA_RETURN_IF_CUDA_ERROR(cudaHostGetDevicePointer(&on_device, memory, 0));
+    // Requests' pointers go to the kernels as they are.
+    if (on_device != memory) return absl::UnavailableError("the device has another address for pinned memory");
+    return buffer;
+  }
+
+ private:
+  const CudaOptions options_;
+  const std::string device_;
+};
+
+// "NVIDIA H100 80GB HBM3 (compute 9.0, driver 13.0, machine code)".
+absl::StatusOr<std::string> Describe(int device) {
+  cudaDeviceProp properties;
+  NSA_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, device));
+  int driver = 0;
+  NSA_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
+  int compiled_from = 0;
+  NSA_RETURN_IF_CUDA_ERROR(CompiledFrom(&compiled_from));
+  const int architecture = properties.major * 10 + properties.minor;
+  const std::string tier = compiled_from == architecture ? "machine code for this card"
+                                                         : absl::StrCat("PTX for compute ", compiled_from / 10, ".",
+                                                                        compiled_from % 10, " compiled by the driver");
+  return absl::StrCat(properties.name, ", compute ", properties.major, ".", properties.minor, ", driver for CUDA ",
+                      driver / 1000, ".", driver % 1000 / 10, ", ", tier);
+}
+
+// Launches every kernel once on a batch of one token, and looks at what it wrote.
+absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
+  absl::StatusOr<HostBuffer> output = backend.AllocateOutput(4096);
+  if (!output.ok()) return output.status();
+  int32_t* out = reinterpret_cast<int32_t*>(output->data());
+  for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary}) {
+    absl::StatusOr<std::unique_ptr<CudaLane>> lane =
+        CudaLane::Create(options.device, {.choice = choice}, {.max_sequences = 1, .max_requests = 1});
+    if (!lane.ok()) return lane.status();
+    out[0] = 0;
+    const int32_t q = 1;
+    const int32_t s = 7;
+    (*lane)->batch().Add({.outputs = {Output::kSeqlensExpanded}}, {&q, 1}, {&s, 1}, 1, {out});
+    const absl::StatusOr<Kernel> ran = (*lane)->Expand();
+    if (!ran.ok()) return ran.status();
+    if (out[0] != s) return absl::UnavailableError(absl::StrCat("a kernel wrote ", out[0], " where ", s, " was due"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaOptions& options) {
+  int devices = 0;
+  NSA_RETURN_IF_CUDA_ERROR(cudaGetDeviceCount(&devices));
+  if (options.device < 0 || options.device >= devices) {
+    return absl::UnavailableError(
+        absl::StrCat("there is no CUDA device ", options.device, "; this machine has ", devices));
+  }
+  NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options.device));
+  absl::StatusOr<std::string> device = Describe(options.device);
+  if (!device.ok()) return device.status();
+  auto backend = std::make_unique<CudaBackend>(options, *std::move(device));
+  if (absl::Status status = TryKernels(*backend, options); !status.ok()) return status;
+  return backend;
+}
+
+}  // namespace
+}  // namespace cuda
+
+const char* CudaVersion() {
+  static const std::string version = absl::StrCat(CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10);
+  return version.c_str();
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options) { return cuda::Create(options); }
+
+}  // namespace nsa::metadata::kernels

@@ -1,0 +1,24 @@
+// The backend on a CUDA device. Knows no CUDA header, so that whoever makes it need not.
+#pragma once
+
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/launch_plan.h"
+
+namespace nsa::metadata::kernels {
+
+struct CudaOptions {
+  int device = 0;
+  LaunchPlan plan;
+};
+
+// The CUDA toolkit this build was made with, as "13.0"; "none" for a build without.
+const char* CudaVersion();
+
+// A backend on the device, with every kernel launched once. UNIMPLEMENTED when this build has no CUDA; UNAVAILABLE,
+// saying what and why, when there is no driver, no such device, or it does not work.
+absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options);
+
+}  // namespace nsa::metadata::kernels

@@ -1,0 +1,17 @@
+#include "server/call_metadata.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace nsa::metadata::server {
+
+std::optional<Refusal> CheckMetadata(const grpc::ServerContextBase& call, int64_t max_bytes) {
+  constexpr size_t kPerEntry = 32;
+  int64_t bytes = 0;
+  for (const auto& [key, value] : call.client_metadata()) bytes += key.size() + value.size() + kPerEntry;
+  if (bytes <= max_bytes) return std::nullopt;
+  return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
+                 absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", max_bytes),
+                 "metadata", bytes, max_bytes);
+}
+
+}  // namespace nsa::metadata::server

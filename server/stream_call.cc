@@ -1,0 +1,267 @@
+#include "server/stream_call.h"
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "server/admission.h"
+#include "server/call_metadata.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+// How long an item that found no room waits before it asks again.
+constexpr std::chrono::milliseconds kRetryEvery(2);
+
+Refusal Draining() {
+  return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
+}
+
+}  // namespace
+
+StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
+  server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
+  context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, &queue_, Started(&arrived_tag_));
+}
+
+void StreamCall::OnArrived(bool ok) {
+  if (!ok) {  // the server is shut down; the other tags never come
+    delete this;
+    return;
+  }
+  arrived_ = Clock::now();
+  context_.live.Begin();
+  context_.metrics.CallStarted(Method::kExpandStream);
+  Await(context_, queue_);
+  const bool draining = !context_.streams.Add(this);
+  MutexLock lock(&mutex_);
+  refusal_ = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes);
+  reads_done_ = refusal_.has_value();
+  draining_ = draining_ || draining;
+  Pump();
+}
+
+void StreamCall::OnRead(bool ok) {
+  if (ok) Take(incoming_);
+  incoming_.Clear();
+  {
+    MutexLock lock(&mutex_);
+    reading_ = false;
+    if (!ok) reads_done_ = true;
+    Pump();
+  }
+  EndOperation();
+}
+
+void StreamCall::Take(const grpc::ByteBuffer& message) {
+  auto task = std::make_unique<Task>();
+  task->times.arrived = Clock::now();
+  auto* request = google::protobuf::Arena::CreateMessage<v1::ExpandStreamRequest>(&task->arena());
+  if (const std::optional<Refusal> refusal = Decode(message, request)) {
+    RefuseMessage(0, *refusal);
+  } else if (request->has_cancel_request_id()) {
+    Cancel(request->cancel_request_id());
+  } else if (request->has_expand()) {
+    TakeExpand(std::move(task), *request);
+  } else {
+    RefuseMessage(0, Malformed("without an action", static_cast<int64_t>(message.Length())));
+  }
+}
+
+void StreamCall::TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRequest& message) {
+  const uint64_t id = message.expand().request_id();
+  {
+    MutexLock lock(&mutex_);
+    auto [item, is_new] = items_.try_emplace(id, nullptr);
+    if (is_new) {
+      item->second = std::make_unique<Item>(*this, id);
+      ++unanswered_;
+      ++operations_;
+      task->AnswerTo(*item->second);
+    }
+  }
+  if (!task->has_responder()) {
+    RefuseMessage(
+        id, Invalid(v1::REFUSAL_REASON_DUPLICATE_ID, absl::StrCat("request_id ", id, " is in flight on this stream"),
+                    "request_id", static_cast<int64_t>(id), /*limit=*/0));
+    return;
+  }
+  task->deadline = DeadlineOf(message, task->times.arrived);
+  std::optional<Refusal> refusal =
+      Validate(message.expand(), context_.options.request, Framing::kStream, &task->expansion);
+  task->times.parsed = Clock::now();
+  if (refusal) {
+    task->Refuse(*refusal);
+  } else {
+    AdmitOrWait(std::move(task));
+  }
+}
+
+void StreamCall::AdmitOrWait(std::unique_ptr<Task> task) {
+  const TimePoint now = Clock::now();
+  if (task->deadline <= now) {
+    context_.metrics.Expired();
+    task->Refuse(DeadlinePassed());
+  } else if (task->cancelled()) {
+    context_.metrics.CancelledBeforeLaunch();
+    task->Refuse(Cancelled());
+  } else if (Admit(context_, &task)) {
+    waiting_task_ = std::move(task);
+    MutexLock lock(&mutex_);
+    admitting_ = true;
+    retry_.Set(&queue_, std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
+  }
+}
+
+void StreamCall::OnRetry(bool) {
+  {
+    MutexLock lock(&mutex_);
+    admitting_ = false;
+  }
+  AdmitOrWait(std::move(waiting_task_));
+  {
+    MutexLock lock(&mutex_);
+    Pump();
+  }
+  EndOperation();
+}
+
+void StreamCall::Cancel(uint64_t id) {
+  MutexLock lock(&mutex_);
+  const auto item = items_.find(id);
+  if (item != items_.end()) item->second->Cancel();
+}
+
+TimePoint StreamCall::DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const {
+  const TimePoint longest = arrived + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
+  if (!message.has_timeout()) return longest;
+  // Both ends are far beyond any deadline, and near enough for the clock.
+  const int64_t seconds = std::clamp<int64_t>(message.timeout().seconds(), -1, 365 * 24 * 3600);
+  return std::min(longest,
+                  arrived + std::chrono::seconds(seconds) + std::chrono::nanoseconds(message.timeout().nanos()));
+}
+
+void StreamCall::Answer(Item& item, const Messages& messages) {
+  {
+    MutexLock lock(&mutex_);
+    for (size_t i = 0; i < messages.size(); ++i) {
+      outbox_.push_back({messages[i], item.arrived(), i + 1 == messages.size()});
+    }
+    items_.erase(item.id());
+    Pump();
+  }
+  EndOperation();
+}
+
+void StreamCall::Refuse(Item& item, const Refusal& refusal) {
+  context_.metrics.Refused(refusal.reason);
+  Answer(item, {Encode(item.id(), refusal)});
+}
+
+void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
+  context_.metrics.Refused(refusal.reason);
+  MutexLock lock(&mutex_);
+  ++unanswered_;
+  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true});
+  Pump();
+}
+
+grpc::ByteBuffer StreamCall::Encode(uint64_t id, const Refusal& refusal) {
+  v1::ExpandStreamResponse response;
+  *response.mutable_refusal() = ToProto(refusal, id);
+  response.set_last_chunk(true);
+  const grpc::Slice slice(response.SerializeAsString());
+  return grpc::ByteBuffer(&slice, 1);
+}
+
+void StreamCall::OnWritten(bool ok) {
+  {
+    MutexLock lock(&mutex_);
+    writing_ = false;
+    const Outgoing& written = outbox_.front();
+    const TimePoint now = Clock::now();
+    if (ok) context_.metrics.Sent(Nanoseconds(write_started_, now));
+    if (written.last) {
+      --unanswered_;
+      context_.metrics.ItemHandled(Nanoseconds(written.item_arrived, now));
+    }
+    outbox_.pop_front();
+    if (!ok) caller_gone_ = true;
+    Pump();
+  }
+  EndOperation();
+}
+
+void StreamCall::OnDone(bool) {
+  if (server_context_.IsCancelled()) caller_gone_ = true;
+  {
+    MutexLock lock(&mutex_);
+    Pump();
+  }
+  EndOperation();
+}
+
+void StreamCall::OnFinished(bool) { EndOperation(); }
+
+void StreamCall::Drain() {
+  MutexLock lock(&mutex_);
+  draining_ = true;
+  Pump();
+}
+
+void StreamCall::Pump() {
+  PumpRead();
+  PumpWrite();
+  PumpFinish();
+}
+
+void StreamCall::PumpRead() {
+  if (reading_ || admitting_ || reads_done_ || draining_ || finishing_) return;
+  if (unanswered_ >= context_.options.max_stream_inflight) return;
+  reading_ = true;
+  stream_.Read(&incoming_, StartOperation(&read_tag_));
+}
+
+void StreamCall::PumpWrite() {
+  if (caller_gone_ && !writing_) {
+    // Nobody is there to read.
+    for (const Outgoing& outgoing : outbox_) unanswered_ -= outgoing.last ? 1 : 0;
+    outbox_.clear();
+  }
+  if (writing_ || outbox_.empty()) return;
+  writing_ = true;
+  write_started_ = Clock::now();
+  stream_.Write(outbox_.front().message, StartOperation(&written_tag_));
+}
+
+void StreamCall::PumpFinish() {
+  const bool ending = reads_done_ || draining_ || caller_gone_;
+  if (!ending || finishing_ || unanswered_ > 0 || admitting_) return;
+  finishing_ = true;
+  if (draining_ && !reads_done_) refusal_ = Draining();
+  const grpc::Status status = refusal_ ? ToStatus(*refusal_) : grpc::Status::OK;
+  const bool cut = caller_gone_ && status.ok();
+  context_.metrics.CallHandled(Method::kExpandStream, cut ? grpc::StatusCode::CANCELLED : status.error_code(),
+                               Nanoseconds(arrived_, Clock::now()));
+  stream_.Finish(status, StartOperation(&finished_tag_));
+}
+
+void* StreamCall::StartOperation(CompletionTag* tag) {
+  ++operations_;
+  return Started(tag);
+}
+
+void StreamCall::EndOperation() {
+  {
+    MutexLock lock(&mutex_);
+    if (--operations_ > 0) return;
+  }
+  LiveCalls& live = context_.live;
+  context_.streams.Remove(this);
+  delete this;
+  live.End();
+}
+
+}  // namespace nsa::metadata::server

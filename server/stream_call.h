@@ -1,0 +1,129 @@
+// The life of an ExpandStream call: items in, answers out as they finish.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <optional>
+#include <unordered_map>
+
+#include "absl/base/thread_annotations.h"
+#include "grpcpp/alarm.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/async_stream.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "server/clock.h"
+#include "server/completion_queue.h"
+#include "server/mutex.h"
+#include "server/refusal.h"
+#include "server/service.h"
+#include "server/task.h"
+
+namespace nsa::metadata::server {
+
+// Reads one message at a time, and the next one only below max_stream_inflight items and once the last one was
+// admitted: over a limit it waits. Writes one at a time, so that an answer's chunks may have others' between them. Ends
+// when the caller sends no more and all is answered, when the server drains and all that was read is answered, or when
+// the caller is gone; deletes itself once no operation of gRPC's and no item of its own is under way.
+class StreamCall {
+ public:
+  // Begins to take ExpandStream calls from `queue`, one at a time.
+  static void Await(CallContext& context, grpc::ServerCompletionQueue& queue) { new StreamCall(context, queue); }
+
+  // Answers what was read, reads no more, and ends UNAVAILABLE. Any thread.
+  void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  // An item from its reading to its answer.
+  class Item final : public Responder {
+   public:
+    Item(StreamCall& call, uint64_t id) : call_(call), id_(id), arrived_(Clock::now()) {}
+    bool cancelled() const override { return cancelled_ || call_.caller_gone_; }
+    void Reply(const Messages& reply) override { call_.Answer(*this, reply); }
+    void Refuse(const Refusal& refusal) override { call_.Refuse(*this, refusal); }
+    void Cancel() { cancelled_ = true; }
+    uint64_t id() const { return id_; }
+    TimePoint arrived() const { return arrived_; }
+
+   private:
+    StreamCall& call_;
+    const uint64_t id_;
+    const TimePoint arrived_;
+    std::atomic<bool> cancelled_{false};
+  };
+  struct Outgoing {
+    grpc::ByteBuffer message;
+    TimePoint item_arrived;
+    bool last;  // of its item's
+  };
+
+  StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue);
+  ~StreamCall() = default;
+
+  void OnArrived(bool ok);
+  void OnRead(bool ok);
+  void OnRetry(bool ok);
+  void OnWritten(bool ok);
+  void OnFinished(bool ok);
+  void OnDone(bool ok);
+
+  void Take(const grpc::ByteBuffer& message);
+  void TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRequest& message);
+  void Cancel(uint64_t id);
+  // Admits `task`, or keeps it to be tried again soon.
+  void AdmitOrWait(std::unique_ptr<Task> task);
+  // The item's timeout, or max_rpc_duration if that comes first.
+  TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
+
+  void Answer(Item& item, const Messages& messages) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Refuse(Item& item, const Refusal& refusal);
+  // Refuses what never became an item in flight.
+  void RefuseMessage(uint64_t id, const Refusal& refusal);
+  static grpc::ByteBuffer Encode(uint64_t id, const Refusal& refusal);
+
+  // Each starts what may be started now.
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PumpRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PumpWrite() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void PumpFinish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void* StartOperation(CompletionTag* tag) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // An operation or item has ended; may delete the call.
+  void EndOperation() ABSL_LOCKS_EXCLUDED(mutex_);
+
+  CallContext& context_;
+  grpc::ServerCompletionQueue& queue_;
+  grpc::ServerContext server_context_;
+  grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer> stream_{&server_context_};
+  MemberTag<StreamCall> arrived_tag_{this, &StreamCall::OnArrived};
+  MemberTag<StreamCall> read_tag_{this, &StreamCall::OnRead};
+  MemberTag<StreamCall> retry_tag_{this, &StreamCall::OnRetry};
+  MemberTag<StreamCall> written_tag_{this, &StreamCall::OnWritten};
+  MemberTag<StreamCall> finished_tag_{this, &StreamCall::OnFinished};
+  MemberTag<StreamCall> done_tag_{this, &StreamCall::OnDone};
+  TimePoint arrived_;
+  std::atomic<bool> caller_gone_{false};
+
+  // Of the queue's thread alone: between a read and the next one only one of them is set.
+  grpc::ByteBuffer incoming_;
+  std::unique_ptr<Task> waiting_task_;
+  grpc::Alarm retry_;
+
+  Mutex mutex_;
+  // By id, until their answer is ready to be written: from then on the caller may use the id again.
+  std::unordered_map<uint64_t, std::unique_ptr<Item>> items_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Outgoing> outbox_ ABSL_GUARDED_BY(mutex_);
+  // Items read whose last answer is not written yet.
+  int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
+  int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
+  bool reading_ ABSL_GUARDED_BY(mutex_) = false;
+  bool admitting_ ABSL_GUARDED_BY(mutex_) = false;
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  TimePoint write_started_ ABSL_GUARDED_BY(mutex_);
+  std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);  // of the call as a whole
+};
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,207 @@
+// The public launchers against the reference, on a device.
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/cuda/draft_extend_metadata.h"
+#include "kernels/cuda/handles.h"
+#include "tests/support/golden.h"
+#include "tests/support/requests.h"
+
+namespace nsa::metadata::kernels::cuda {
+namespace {
+
+using testing::Arrays;
+using testing::TestRequest;
+
+using testing::kMarker;
+
+#define ASSERT_CUDA_OK(call) ASSERT_EQ(cudaSuccess, (call)) << cudaGetErrorString(cudaGetLastError())
+
+// An array on the device.
+class DeviceArray {
+ public:
+  explicit DeviceArray(const std::vector<int32_t>& values) : size_(values.size()) {
+    void* memory = nullptr;
+    EXPECT_EQ(cudaMalloc(&memory, std::max<size_t>(size_, 1) * sizeof(int32_t)), cudaSuccess);
+    memory_.reset(memory);
+    EXPECT_EQ(cudaMemcpy(memory, values.data(), size_ * sizeof(int32_t), cudaMemcpyHostToDevice), cudaSuccess);
+  }
+  int32_t* data() const { return static_cast<int32_t*>(memory_.get()); }
+  std::vector<int32_t> Values() const {
+    std::vector<int32_t> values(size_);
+    EXPECT_EQ(cudaMemcpy(values.data(), memory_.get(), size_ * sizeof(int32_t), cudaMemcpyDeviceToHost), cudaSuccess);
+    return values;
+  }
+
+ private:
+  size_t size_;
+  DeviceMemory memory_;
+};
+
+using Launch = cudaError_t (*)(const DraftExtendMetadata&, cudaStream_t, int64_t*);
+struct Launcher {
+  const char* name;
+  Launch launch;
+};
+void PrintTo(const Launcher& launcher, std::ostream* out) { *out << launcher.name; }
+
+const Launcher kLaunchers[] = {
+    {"linear", [](const DraftExtendMetadata& m, cudaStream_t s,
+                  int64_t* t) { return FillDraftExtendMetadata(m, Search::kLinear, s, t); }},
+    {"binary", [](const DraftExtendMetadata& m, cudaStream_t s,
+                  int64_t* t) { return FillDraftExtendMetadata(m, Search::kBinary, s, t); }},
+    {"adaptive",
+     [](const DraftExtendMetadata& m, cudaStream_t s, int64_t* t) { return FillDraftExtendMetadataAdaptive(m, s, t); }},
+};
+
+class LaunchersTest : public ::testing::TestWithParam<Launcher> {
+ protected:
+  void SetUp() override {
+    int devices = 0;
+    const cudaError_t error = cudaGetDeviceCount(&devices);
+    if (error != cudaSuccess || devices == 0) GTEST_SKIP() << "no CUDA device: " << cudaGetErrorString(error);
+    cudaStream_t stream = nullptr;
+    ASSERT_CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    stream_.reset(stream);
+  }
+
+  // Expands into marked arrays with room for `capacity` tokens and as much again behind; fails when anything behind is
+  // written.
+  void Run(const TestRequest& request, int64_t capacity, Arrays* arrays, int64_t* total_tokens) {
+    const int64_t num_sequences = static_cast<int64_t>(request.seq_lens.size());
+    const DeviceArray q(request.extend_seq_lens);
+    const DeviceArray s(request.seq_lens);
+    const DeviceArray workspace(
+        std::vector<int32_t>(DraftExtendWorkspaceBytes(num_sequences) / sizeof(int32_t), kMarker));
+    std::vector<std::unique_ptr<DeviceArray>> outputs;
+    std::array<size_t, kNumOutputs> lengths = {};
+    DraftExtendMetadata metadata{.extend_seq_lens = q.data(),
+                                 .seq_lens = s.data(),
+                                 .num_sequences = num_sequences,
+                                 .nsa_index_topk = request.spec.nsa_index_topk,
+                                 .mode = request.spec.mode,
+                                 .out = {},
+                                 .capacity = capacity,
+                                 .workspace = workspace.data()};
+    for (Output output : kAllOutputs) {
+      const size_t i = static_cast<size_t>(output);
+      outputs.push_back(nullptr);
+      if (!request.spec.outputs.Has(output)) continue;
+      lengths[i] = OutputLength(output, num_sequences, capacity);
+      outputs[i] = std::make_unique<DeviceArray>(std::vector<int32_t>(2 * lengths[i] + 64, kMarker));
+      metadata.out[i] = outputs[i]->data();
+    }
+    ASSERT_CUDA_OK(GetParam().launch(metadata, stream_.get(), total_tokens));
+    for (size_t i = 0; i < kNumOutputs; ++i) {
+      if (outputs[i] == nullptr) continue;
+      std::vector<int32_t> values = outputs[i]->Values();
+      ASSERT_TRUE(std::all_of(values.begin() + lengths[i], values.end(), [](int32_t v) { return v == kMarker; }))
+          << OutputName(static_cast<Output>(i)) << " was written past its capacity";
+      values.resize(lengths[i]);
+      (*arrays)[i] = std::move(values);
+    }
+  }
+
+  void ExpectEqualToReference(const TestRequest& request, const std::string& what) {
+    const Arrays want = testing::ReferenceArrays(request);
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(request, request.total_tokens(), &got, &total_tokens);
+    ASSERT_EQ(total_tokens, request.total_tokens()) << what;
+    ASSERT_EQ(got, want) << what;
+  }
+
+  Stream stream_;
+};
+
+TEST_P(LaunchersTest, GiveEveryKnownAnswer) {
+  for (const testing::GoldenCase& golden : testing::GoldenCases()) {
+    TestRequest request{.spec = {.nsa_index_topk = golden.nsa_index_topk, .mode = golden.mode, .outputs = {}},
+                        .extend_seq_lens = golden.extend_seq_lens,
+                        .seq_lens = golden.seq_lens};
+    Arrays want;
+    for (Output output : kAllOutputs) {
+      const auto& expected = golden.expected[static_cast<size_t>(output)];
+      if (!expected) continue;
+      request.spec.outputs.Add(output);
+      want[static_cast<size_t>(output)] = *expected;
+    }
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(request, request.total_tokens(), &got, &total_tokens);
+    ASSERT_EQ(got, want) << golden.name;
+    ASSERT_EQ(total_tokens, request.total_tokens()) << golden.name;
+  }
+}
+
+TEST_P(LaunchersTest, AgreeWithTheReferenceOnRandomRequests) {
+  std::mt19937_64 random(11);
+  for (int i = 0; i < 1'000; ++i) {
+    ExpectEqualToReference(testing::RandomRequest(random, i % 10 == 0 ? 2'000 : 40), "request " + std::to_string(i));
+  }
+}
+
+TEST_P(LaunchersTest, WriteNothingPastTheCapacityAndSayHowMuchWasNeeded) {
+  const TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
+                            .extend_seq_lens = {300, 0, 500},
+                            .seq_lens = {400, 7, 600}};
+  for (int64_t capacity : {0, 1, 299, 300, 301, 700}) {
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(request, capacity, &got, &total_tokens);
+    EXPECT_EQ(total_tokens, 800);
+    EXPECT_EQ(static_cast<int64_t>(got[0].size()), capacity);
+    EXPECT_EQ(std::count(got[0].begin(), got[0].end(), kMarker), 0) << "capacity " << capacity;
+  }
+}
+
+TEST_P(LaunchersTest, TakeANegativeLengthAsZero) {
+  TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
+                      .extend_seq_lens = {3, -5, 2},
+                      .seq_lens = {10, 7, -4}};
+  Arrays got;
+  int64_t total_tokens = -1;
+  Run(request, 5, &got, &total_tokens);
+  request.extend_seq_lens[1] = 0;
+  request.seq_lens[2] = 0;
+  Arrays want;
+  Run(request, 5, &want, &total_tokens);
+  EXPECT_EQ(got, want);
+  EXPECT_EQ(total_tokens, 5);
+}
+
+TEST_P(LaunchersTest, TakeMoreTokensThanCapacityWithoutOverflow) {
+  const TestRequest request{
+      .spec = {.nsa_index_topk = 1, .mode = SequenceMode::kRepeat, .outputs = {Output::kSeqlensExpanded}},
+      .extend_seq_lens = std::vector<int32_t>(8, INT32_MAX),
+      .seq_lens = {1, 2, 3, 4, 5, 6, 7, 8}};
+  Arrays got;
+  int64_t total_tokens = -1;
+  Run(request, 1'000, &got, &total_tokens);
+  EXPECT_EQ(total_tokens, int64_t{8} * INT32_MAX);
+  EXPECT_EQ(got[0], std::vector<int32_t>(1'000, 1));
+}
+
+TEST_P(LaunchersTest, RefuseArgumentsThatMakeNoSense) {
+  int64_t total_tokens = 0;
+  EXPECT_EQ(GetParam().launch({}, stream_.get(), &total_tokens), cudaErrorInvalidValue) << "no workspace";
+  const DeviceArray workspace(std::vector<int32_t>(64));
+  EXPECT_EQ(GetParam().launch({.num_sequences = 1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
+            cudaErrorInvalidValue)
+      << "no lengths";
+  EXPECT_EQ(GetParam().launch({.num_sequences = -1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
+            cudaErrorInvalidValue)
+      << "a negative count";
+}
+
+INSTANTIATE_TEST_SUITE_P(Searches, LaunchersTest, ::testing::ValuesIn(kLaunchers),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace nsa::metadata::kernels::cuda
