@@ -1,4 +1,5 @@
 // nsa-metadata: the service from the command line.
+#include "client/command_doctor.h"
 #include "client/command_expand.h"
 #include "client/command_health.h"
 #include "client/command_replay.h"
@@ -14,6 +15,7 @@ int main(int argc, char** argv) {
   client::AddExpandCommand(program, exit_code);
   client::AddReplayCommand(program, exit_code);
   client::AddHealthCommand(program, exit_code);
+  client::AddDoctorCommand(program, exit_code);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

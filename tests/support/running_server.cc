@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "grpcpp/completion_queue.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 
@@ -22,6 +23,8 @@ server::Options LoopbackOptions() {
 }
 
 RunningServer::RunningServer(const server::Options& options, std::unique_ptr<kernels::Backend> backend) {
+  // Keeps gRPC's library up between servers: its end may wait ten seconds for a poll of its own.
+  [[maybe_unused]] static const auto* keep = new grpc::CompletionQueue;
   auto started =
       backend == nullptr ? server::Server::Start(options) : server::Server::Start(options, std::move(backend));
   if (!started.ok()) {
