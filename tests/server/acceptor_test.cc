@@ -100,7 +100,10 @@ TEST_F(AcceptorTest, ClosesWhatIsOverTheLimitAndTakesOthersOnceThereIsRoom) {
   AwaitAccepted(2);
   const Descriptor third = Connect(address());
   EXPECT_TRUE(ClosedByPeer(third));
-  EXPECT_EQ(refused_, 1);
+  {
+    MutexLock lock(&mutex_);
+    EXPECT_EQ(refused_, 1);
+  }
   {
     MutexLock lock(&mutex_);
     accepted_.front().Close();  // as gRPC does, without telling
