@@ -2,17 +2,7 @@
 #pragma once
 
 #include "grpcpp/completion_queue.h"
-
-#if defined(__SANITIZE_THREAD__)
-#define NSA_TSAN 1
-#elif defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define NSA_TSAN 1
-#endif
-#endif
-#ifdef NSA_TSAN
-#include <sanitizer/tsan_interface.h>
-#endif
+#include "server/tsan.h"
 
 namespace nsa::metadata::server {
 
@@ -37,12 +27,9 @@ class MemberTag final : public CompletionTag {
   void (Owner::*step_)(bool);
 };
 
-// What is written before an operation is started is seen by the thread that gets its tag. gRPC sees to that, but its
-// library is not built for ThreadSanitizer, which is told here.
+// `tag` as an operation's: what is written before the operation is started is seen by the thread that gets the tag.
 inline void* Started(CompletionTag* tag) {
-#ifdef NSA_TSAN
-  __tsan_release(tag);
-#endif
+  GivenToGrpc(tag);
   return tag;
 }
 
@@ -51,9 +38,7 @@ inline void RunQueue(grpc::CompletionQueue& queue) {
   void* tag = nullptr;
   bool ok = false;
   while (queue.Next(&tag, &ok)) {
-#ifdef NSA_TSAN
-    __tsan_acquire(tag);
-#endif
+    TakenFromGrpc(tag);
     static_cast<CompletionTag*>(tag)->Proceed(ok);
   }
 }

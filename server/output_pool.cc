@@ -7,6 +7,7 @@
 #include <new>
 
 #include "absl/strings/str_cat.h"
+#include "server/tsan.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -40,10 +41,12 @@ uint8_t* OutputPermit::data() const { return run_->pool->memory_.data() + run_->
 
 grpc::Slice OutputPermit::Slice(size_t offset, size_t bytes) const {
   run_->references.fetch_add(1, std::memory_order_relaxed);
+  GivenToGrpc(run_);
   return grpc::Slice(data() + offset, bytes, &Unref, run_);
 }
 
 void OutputPermit::Unref(void* pointer) {
+  TakenFromGrpc(pointer);
   Run* run = static_cast<Run*>(pointer);
   if (run->references.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
   const std::shared_ptr<OutputPool> pool = std::move(run->pool);
@@ -98,10 +101,12 @@ std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> p
   auto* copy = new (::operator new(sizeof(HeapCopy) + bytes)) HeapCopy{shared_from_this(), bytes};
   uint8_t* out = copy->data();
   for (const grpc::Slice& part : parts) out = std::copy(part.begin(), part.end(), out);
+  GivenToGrpc(copy);
   return grpc::Slice(copy->data(), bytes, &FreeHeapCopy, copy);
 }
 
 void OutputPool::FreeHeapCopy(void* pointer) {
+  TakenFromGrpc(pointer);
   auto* copy = static_cast<HeapCopy*>(pointer);
   {
     MutexLock lock(&copy->pool->mutex_);

@@ -259,7 +259,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
   return std::unique_ptr<Server>(new Server(std::move(parts)));
 }
 
-Server::~Server() { Drain(); }
+Server::~Server() {
+  Drain();
+  // Its threads may still be on their way out of the last call: they are to be gone before the service is. Scrapes look
+  // at it.
+  parts_->metrics_server.reset();
+  parts_->batcher.reset();
+}
 
 void Server::Drain() {
   if (!parts_->ready.exchange(false)) return;

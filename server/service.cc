@@ -13,15 +13,24 @@ constexpr int kExpandCallsWaiting = 32;
 
 }  // namespace
 
-void LiveCalls::End() {
-  if (count_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+void LiveCalls::Begin() {
   MutexLock lock(&mutex_);
-  none_.SignalAll();
+  ++count_;
+}
+
+void LiveCalls::End() {
+  MutexLock lock(&mutex_);
+  if (--count_ == 0) none_.SignalAll();
+}
+
+int64_t LiveCalls::count() const {
+  MutexLock lock(&mutex_);
+  return count_;
 }
 
 void LiveCalls::AwaitNone() {
   MutexLock lock(&mutex_);
-  while (count() > 0) none_.Wait(mutex_);
+  while (count_ > 0) none_.Wait(mutex_);
 }
 
 bool OpenStreams::Add(StreamCall* stream) {

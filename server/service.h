@@ -1,7 +1,6 @@
 // The gRPC methods, on completion queues with a thread each.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -44,16 +43,16 @@ class OpenStreams {
 // Counts calls from their arrival until gRPC is done with them. Thread-safe.
 class LiveCalls {
  public:
-  void Begin() { count_.fetch_add(1, std::memory_order_relaxed); }
+  void Begin();
   void End();
-  int64_t count() const { return count_.load(std::memory_order_relaxed); }
+  int64_t count() const;
   // Blocks until there is none.
   void AwaitNone();
 
  private:
-  std::atomic<int64_t> count_{0};
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar none_;
+  int64_t count_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 // What calls need.
