@@ -241,6 +241,7 @@ void StreamCall::PumpFinish() {
   if (!ending || finishing_ || unanswered_ > 0 || admitting_) return;
   finishing_ = true;
   if (draining_ && !reads_done_) refusal_ = Draining();
+  if (refusal_) context_.metrics.Refused(refusal_->reason);
   const grpc::Status status = refusal_ ? ToStatus(*refusal_) : grpc::Status::OK;
   const bool cut = caller_gone_ && status.ok();
   context_.metrics.CallHandled(Method::kExpandStream, cut ? grpc::StatusCode::CANCELLED : status.error_code(),

@@ -68,4 +68,11 @@ for trace in "$@"; do
   stage "replay-$name" serve_and_replay "$trace"
   stage "replay-stream-$name" serve_and_replay "$trace" --stream
 done
+stage doctor "$bin/nsa-metadata" doctor
+
+for log in "$logs"/doctor.log "$logs"/replay-*.log; do
+  [[ -f "$log" ]] || continue
+  printf '\n== %s\n' "$(basename "$log" .log)"
+  cat "$log"
+done
 exit $failed
