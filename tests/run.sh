@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
+# --full builds and runs the container image too.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+
+full=false
+if [[ "${1:-}" == --full ]]; then
+  full=true
+fi
 
 stage() { printf '\n=== %s (%s s)\n' "$1" "$SECONDS"; }
 
@@ -17,12 +23,14 @@ run_ctest() {  # preset
 
 stage "packages"
 deploy/local/install.sh deploy/local/packages.txt tests/packages.txt
-python=build/venv-e2e/bin/python
-if ! cmp --silent tests/e2e/requirements.txt build/venv-e2e/requirements.txt; then
-  /usr/bin/python3 -m venv --clear build/venv-e2e
-  "$python" -m pip install --quiet --disable-pip-version-check --requirement tests/e2e/requirements.txt
-  cp tests/e2e/requirements.txt build/venv-e2e/requirements.txt
-fi
+for use in e2e deploy; do
+  venv=build/venv-$use
+  if ! cmp --silent tests/$use/requirements.txt "$venv/requirements.txt"; then
+    /usr/bin/python3 -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement tests/$use/requirements.txt
+    cp tests/$use/requirements.txt "$venv/requirements.txt"
+  fi
+done
 
 stage "format"
 find kernels server client tests -name '*.cc' -o -name '*.h' | xargs clang-format --dry-run --Werror
@@ -33,7 +41,16 @@ stage "release: C++ tests"
 run_ctest release
 
 stage "real peers: Python grpcio, h2load, Prometheus, buf"
-NSA_METADATA_BUILD=$PWD/build/release PATH="$PWD/build/venv-e2e/bin:$PATH" "$python" -m pytest -q --durations=5 tests/e2e
+export NSA_METADATA_BUILD=$PWD/build/release
+PATH="$PWD/build/venv-e2e/bin:$PATH" build/venv-e2e/bin/python -m pytest -q --durations=5 tests/e2e
+
+stage "deployment: Kubernetes manifests"
+build/venv-deploy/bin/python -m pytest -q tests/deploy -m "not image"
+if $full; then
+  stage "deployment: container image"
+  deploy/local/install.sh tests/deploy/packages.txt
+  build/venv-deploy/bin/python -m pytest -q tests/deploy -m image
+fi
 
 stage "clang with thread-safety annotations as errors: build"
 build clang-tsa
