@@ -17,8 +17,9 @@ namespace {
 // gRPC doesn't repeat a call whose request is larger than its buffer, by default 256 KiB; the service takes 1 MiB.
 constexpr int kRetryBufferBytes = 2 << 20;
 
-absl::Status OutOfRange(const char* option, const std::string& value, const char* want) {
-  return absl::InvalidArgumentError(absl::StrCat("ClientOptions.", option, " is ", value, ", want ", want));
+absl::Status OutOfRange(const char* option, const std::string& value, const char* want,
+                        const char* options = "ClientOptions") {
+  return absl::InvalidArgumentError(absl::StrCat(options, ".", option, " is ", value, ", want ", want));
 }
 
 absl::Status Check(const ClientOptions& options) {
@@ -122,6 +123,13 @@ void Client::ExpandAsync(const Request& request, Callback callback, std::optiona
         const absl::MutexLock lock(&mutex_);
         --calls_in_flight_;
       });
+}
+
+absl::StatusOr<std::unique_ptr<ExpandStream>> Client::OpenStream(const StreamOptions& options) {
+  if (options.max_queued < 1) {
+    return OutOfRange("max_queued", absl::StrCat(options.max_queued), "1 or more", "StreamOptions");
+  }
+  return std::make_unique<ExpandStream>(NextStub(), options, timeout_);
 }
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::ServerInfo(std::optional<absl::Time> deadline) {

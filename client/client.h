@@ -24,6 +24,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "client/request.h"
+#include "client/stream.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 
 namespace nsa::metadata::client {
@@ -73,6 +74,11 @@ class Client {
 
   // The same without blocking. The request's arrays may go as soon as this returns; `callback` may run before it does.
   void ExpandAsync(const Request& request, Callback callback, std::optional<absl::Time> deadline = std::nullopt);
+
+  // Begins a call for many requests over one of the connections, in turn. Does not block: that the server isn't there
+  // shows in the items' outcomes. The call is tried again as others are, until the server has sent something on it. The
+  // stream may outlive the Client. INVALID_ARGUMENT names the option that is out of range.
+  absl::StatusOr<std::unique_ptr<ExpandStream>> OpenStream(const StreamOptions& options = {});
 
   // Asks what the server is and accepts. Blocks until the answer or the deadline.
   absl::StatusOr<v1::GetServerInfoResponse> ServerInfo(std::optional<absl::Time> deadline = std::nullopt);

@@ -4,6 +4,7 @@
 
 #include <cstdio>
 #include <memory>
+#include <utility>
 
 #include "client/client.h"
 #include "client/failure.h"
@@ -11,6 +12,7 @@
 #include "client/outputs.h"
 #include "client/replay_report.h"
 #include "client/replay_run.h"
+#include "client/replay_sender.h"
 #include "client/trace.h"
 
 namespace nsa::metadata::client {
@@ -21,6 +23,8 @@ struct Flags {
   std::string trace;
   uint64_t seed = 1;
   int channels = 1;
+  bool stream = false;
+  int streams = 1;
   ReplayOptions replay;
 };
 
@@ -69,11 +73,14 @@ ExitCode RunReplay(const Flags& flags) {
   }
 
   const auto num_outputs = static_cast<int64_t>(AskedOutputs(flags.replay.outputs).size());
-  ReplaySteps steps(*std::move(trace), {.seed = flags.seed, .max_tokens = MaxReplyTokens(num_outputs)});
+  const int64_t max_tokens = flags.stream ? MaxStreamedTokens(num_outputs) : MaxReplyTokens(num_outputs);
+  ReplaySteps steps(*std::move(trace), {.seed = flags.seed, .max_tokens = max_tokens});
   ReplayTally tally;
   {
     ProgressLine line(steps);
-    tally = ReplayRun(**client, flags.replay).Run(steps, [&line](int64_t steps_sent) { line.Show(steps_sent); });
+    Sender sender = flags.stream ? SendOverStreams(**client, flags.streams) : SendAsCalls(**client);
+    tally =
+        ReplayRun(std::move(sender), flags.replay).Run(steps, [&line](int64_t steps_sent) { line.Show(steps_sent); });
   }
   const bool verified = flags.replay.verify;
   std::fputs((flags.common.json ? ReplayJson(tally, verified) : ReplayText(tally, verified)).c_str(), stdout);
@@ -94,6 +101,11 @@ void AddReplayCommand(CLI::App& program, int& exit_code) {
       ->capture_default_str()
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 20));
   command.add_option("--channels", flags->channels, "Connections")->capture_default_str();
+  CLI::Option* const stream = command.add_flag("--stream", flags->stream, "Send over ExpandStream calls");
+  command.add_option("--streams", flags->streams, "ExpandStream calls, which requests take in turn")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1024))
+      ->needs(stream);
   command.add_option("--max_steps", flags->replay.max_steps, "Steps to send; 0: all")
       ->capture_default_str()
       ->check(CLI::NonNegativeNumber);

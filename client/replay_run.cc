@@ -47,7 +47,7 @@ void ReplayRun::Send(Step step, uint64_t request_id) {
   request.outputs = options_.outputs;
   request.request_id = request_id;
   const Clock::time_point start = Clock::now();
-  client_.ExpandAsync(request, [this, sent_step, request, start](const absl::StatusOr<v1::ExpandResponse>& response) {
+  sender_(request, [this, sent_step, request, start](const absl::StatusOr<v1::ExpandResponse>& response) {
     const Clock::duration latency = Clock::now() - start;
     std::string difference;
     if (options_.verify && response.ok()) difference = FirstDifference(*response, Reference(request));

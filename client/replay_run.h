@@ -6,13 +6,14 @@
 #include <functional>
 #include <map>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "client/client.h"
 #include "client/failure.h"
+#include "client/replay_sender.h"
 #include "client/replay_steps.h"
 
 namespace nsa::metadata::client {
@@ -54,8 +55,7 @@ class ReplayRun {
   // Called after each request is sent, on the thread that calls Run.
   using Progress = std::function<void(int64_t steps_sent)>;
 
-  // `client` has to outlive the run.
-  ReplayRun(Client& client, ReplayOptions options) : client_(client), options_(std::move(options)) {}
+  ReplayRun(Sender sender, ReplayOptions options) : options_(std::move(options)), sender_(std::move(sender)) {}
 
   // Sends `steps` to their end or to max_steps. Blocks until every answer is there. Call it once.
   ReplayTally Run(ReplaySteps& steps, const Progress& progress);
@@ -69,11 +69,12 @@ class ReplayRun {
              Clock::duration latency);
   void WaitUntilBelow(int64_t in_flight);
 
-  Client& client_;
   const ReplayOptions options_;
   absl::Mutex mutex_;
   int64_t in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
   ReplayTally tally_ ABSL_GUARDED_BY(mutex_);
+  // The last, so that it goes first: it may wait for callbacks, which use the rest.
+  const Sender sender_;
 };
 
 }  // namespace nsa::metadata::client

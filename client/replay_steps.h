@@ -1,6 +1,7 @@
 // Turns a trace of invocations into the requests that an engine serving them would send, step by step.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <deque>
 #include <optional>
@@ -17,6 +18,11 @@ namespace nsa::metadata::client {
 // 64 KiB: a value has 4 bytes, and 1 KiB is left for the other fields.
 constexpr int64_t MaxReplyTokens(int64_t num_outputs) {
   return ((4 << 20) - (64 << 10) - (1 << 10)) / (4 * num_outputs);
+}
+
+// The same of a reply in chunks: within the service's default limits, 64 MiB and 4,194,304 tokens.
+constexpr int64_t MaxStreamedTokens(int64_t num_outputs) {
+  return std::min<int64_t>(4 << 20, ((64 << 20) - (64 << 10)) / (4 * num_outputs));
 }
 
 // One request's lengths: a step, or a part of one that is too large for a reply.

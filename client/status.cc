@@ -11,14 +11,31 @@ namespace nsa::metadata::client {
 namespace {
 
 constexpr char kDomain[] = "nsa.metadata.v1";
+constexpr char kReasonPrefix[] = "REFUSAL_REASON_";
+
+template <typename Detail>
+std::string TypeUrl() {
+  return absl::StrCat("type.googleapis.com/", Detail::descriptor()->full_name());
+}
 
 // The detail of type `Detail` in `status`, or nothing.
 template <typename Detail>
 std::optional<Detail> DetailOf(const absl::Status& status) {
-  const auto payload = status.GetPayload(absl::StrCat("type.googleapis.com/", Detail::descriptor()->full_name()));
+  const auto payload = status.GetPayload(TypeUrl<Detail>());
   Detail detail;
   if (!payload.has_value() || !detail.ParseFromString(std::string(*payload))) return std::nullopt;
   return detail;
+}
+
+template <typename Detail>
+void SetDetail(const Detail& detail, absl::Status& status) {
+  status.SetPayload(TypeUrl<Detail>(), absl::Cord(detail.SerializeAsString()));
+}
+
+// The name without its prefix; the number where this client is older than the server.
+std::string ReasonName(v1::RefusalReason reason) {
+  const std::string& name = v1::RefusalReason_Name(reason);
+  return name.empty() ? absl::StrCat(reason) : name.substr(sizeof(kReasonPrefix) - 1);
 }
 
 std::string MetadataOf(const google::rpc::ErrorInfo& info, const std::string& key) {
@@ -44,12 +61,39 @@ absl::Status ToAbslStatus(const grpc::Status& status) {
   return converted;
 }
 
+absl::Status ToAbslStatus(const v1::Refusal& refusal) {
+  // OK would be no refusal, and the codes end at 16.
+  const bool is_error = refusal.code() > grpc::StatusCode::OK && refusal.code() <= grpc::StatusCode::UNAUTHENTICATED;
+  absl::Status status(is_error ? static_cast<absl::StatusCode>(refusal.code()) : absl::StatusCode::kUnknown,
+                      refusal.message());
+  google::rpc::ErrorInfo info;
+  info.set_domain(kDomain);
+  info.set_reason(ReasonName(refusal.reason()));
+  (*info.mutable_metadata())["field"] = refusal.field();
+  (*info.mutable_metadata())["value"] = absl::StrCat(refusal.value());
+  (*info.mutable_metadata())["limit"] = absl::StrCat(refusal.limit());
+  SetDetail(info, status);
+  if (!refusal.field().empty()) {
+    google::rpc::BadRequest bad_request;
+    auto* const violation = bad_request.add_field_violations();
+    violation->set_field(refusal.field());
+    violation->set_description(refusal.message());
+    SetDetail(bad_request, status);
+  }
+  if (refusal.has_retry_after()) {
+    google::rpc::RetryInfo retry;
+    *retry.mutable_retry_delay() = refusal.retry_after();
+    SetDetail(retry, status);
+  }
+  return status;
+}
+
 std::optional<Violation> ViolationOf(const absl::Status& status) {
   const std::optional<google::rpc::ErrorInfo> info = DetailOf<google::rpc::ErrorInfo>(status);
   if (!info.has_value() || info->domain() != kDomain) return std::nullopt;
   Violation violation;
   violation.reason_name = info->reason();
-  if (!v1::RefusalReason_Parse("REFUSAL_REASON_" + info->reason(), &violation.reason)) {
+  if (!v1::RefusalReason_Parse(kReasonPrefix + info->reason(), &violation.reason)) {
     violation.reason = v1::REFUSAL_REASON_UNSPECIFIED;
   }
   violation.field = MetadataOf(*info, "field");

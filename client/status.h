@@ -32,7 +32,11 @@ struct Violation {
 // "type.googleapis.com/google.rpc.ErrorInfo".
 absl::Status ToAbslStatus(const grpc::Status& status);
 
-// The refusal in a status of Client's. Nothing if the service did not send one: the call is OK, or failed on its way.
+// What a unary call would have been refused with.
+absl::Status ToAbslStatus(const v1::Refusal& refusal);
+
+// The refusal in a status of Client's or ExpandStream's. Nothing if the service did not send one: the call is OK, or
+// failed on its way.
 std::optional<Violation> ViolationOf(const absl::Status& status);
 
 }  // namespace nsa::metadata::client

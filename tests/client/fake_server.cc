@@ -4,9 +4,12 @@
 #include <google/rpc/status.pb.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
+#include <gtest/gtest.h>
 
-#include <vector>
+#include <algorithm>
+#include <utility>
 
+#include "client/outputs.h"
 #include "client/reference.h"
 
 namespace nsa::metadata::client {
@@ -22,7 +25,61 @@ Request RequestOf(const v1::ExpandRequest& proto) {
   return request;
 }
 
+// The chunk of `whole` with tokens [begin, end).
+v1::ExpandResponse Slice(const v1::ExpandResponse& whole, int64_t begin, int64_t end) {
+  v1::ExpandResponse chunk;
+  chunk.set_request_id(whole.request_id());
+  chunk.set_total_tokens(whole.total_tokens());
+  chunk.set_mode(whole.mode());
+  for (const OutputField& field : AllOutputs()) {
+    const Values& from = (whole.*field.get)();
+    if (from.empty()) continue;
+    const bool by_sequence = field.output == v1::OUTPUT_CU_SEQLENS_Q || field.output == v1::OUTPUT_CU_SEQLENS_K;
+    const bool one_more = !field.per_token && end == whole.total_tokens();
+    const auto first = from.begin() + (by_sequence ? 0 : begin);
+    const auto last = by_sequence ? (begin == 0 ? from.end() : first) : from.begin() + end + (one_more ? 1 : 0);
+    (chunk.*field.mutate)()->Add(first, last);
+  }
+  return chunk;
+}
+
 }  // namespace
+
+v1::ExpandResponse ReferenceOf(const v1::ExpandRequest& request) { return Reference(RequestOf(request)); }
+
+std::vector<v1::ExpandStreamResponse> ChunksOf(const v1::ExpandResponse& whole, int64_t tokens) {
+  std::vector<v1::ExpandStreamResponse> chunks;
+  const int64_t size = tokens == 0 ? whole.total_tokens() : tokens;
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + size, whole.total_tokens());
+    v1::ExpandStreamResponse& message = chunks.emplace_back();
+    *message.mutable_expansion() = Slice(whole, begin, end);
+    message.set_first_token(begin);
+    begin = end;
+  } while (begin < whole.total_tokens());
+  chunks.back().set_last_chunk(true);
+  return chunks;
+}
+
+v1::ExpandStreamResponse StreamedRefusal(uint64_t request_id, grpc::StatusCode code, v1::RefusalReason reason) {
+  v1::ExpandStreamResponse message;
+  message.mutable_refusal()->set_request_id(request_id);
+  message.mutable_refusal()->set_code(code);
+  message.mutable_refusal()->set_reason(reason);
+  message.set_last_chunk(true);
+  return message;
+}
+
+v1::ExpandStreamRequest ReadFrom(FakeStream& stream) {
+  v1::ExpandStreamRequest message;
+  EXPECT_TRUE(stream.Read(&message)) << "the client sends no more";
+  return message;
+}
+
+void WriteTo(FakeStream& stream, const std::vector<v1::ExpandStreamResponse>& messages) {
+  for (const v1::ExpandStreamResponse& message : messages) stream.Write(message);
+}
 
 grpc::Status Refusal(grpc::StatusCode code, const std::string& reason, const std::string& field, int64_t value,
                      int64_t limit, int64_t retry_after_seconds) {
@@ -43,7 +100,8 @@ grpc::Status Refusal(grpc::StatusCode code, const std::string& reason, const std
   return {code, "refused: " + reason, details.SerializeAsString()};
 }
 
-FakeServer::FakeServer(ExpandFunction expand) : expand_(std::move(expand)) {
+FakeServer::FakeServer(ExpandFunction expand, StreamFunction stream)
+    : expand_(std::move(expand)), stream_(std::move(stream)) {
   grpc::EnableDefaultHealthCheckService(true);
   int port = 0;
   grpc::ServerBuilder builder;
@@ -61,6 +119,11 @@ int FakeServer::calls() {
   return calls_;
 }
 
+int FakeServer::streams() {
+  const absl::MutexLock lock(&mutex_);
+  return streams_;
+}
+
 size_t FakeServer::connections() {
   const absl::MutexLock lock(&mutex_);
   return peers_.size();
@@ -73,8 +136,30 @@ grpc::Status FakeServer::Expand(grpc::ServerContext* context, const v1::ExpandRe
     ++calls_;
     peers_.insert(context->peer());
   }
-  if (expand_ != nullptr) return expand_(*request, *response);
-  *response = Reference(RequestOf(*request));
+  return Answer(*request, *response);
+}
+
+grpc::Status FakeServer::ExpandStream(grpc::ServerContext* context, FakeStream* stream) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    ++streams_;
+    peers_.insert(context->peer());
+  }
+  if (stream_ != nullptr) return stream_(*stream);
+  v1::ExpandStreamRequest message;
+  while (stream->Read(&message)) {
+    v1::ExpandResponse response;
+    const grpc::Status status = Answer(message.expand(), response);
+    WriteTo(*stream, status.ok() ? ChunksOf(response, 0)
+                                 : std::vector{StreamedRefusal(message.expand().request_id(), status.error_code(),
+                                                               v1::REFUSAL_REASON_TOO_MANY_TOKENS)});
+  }
+  return grpc::Status::OK;
+}
+
+grpc::Status FakeServer::Answer(const v1::ExpandRequest& request, v1::ExpandResponse& response) const {
+  if (expand_ != nullptr) return expand_(request, response);
+  response = ReferenceOf(request);
   return grpc::Status::OK;
 }
 

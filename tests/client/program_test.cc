@@ -131,7 +131,8 @@ TEST(ProgramTest, UsageErrorsEndWithTwo) {
         "expand --extend_seq_lens 1 --seq_lens 1 --mode sideways",
         "expand --extend_seq_lens 1 --seq_lens 1 --mode causal --outputs everything",
         "expand --extend_seq_lens 1 --seq_lens 1 --mode causal --timeout soon", "replay --trace /nowhere/trace.csv",
-        "replay --trace x --in_flight 0", "health --service"}) {
+        "replay --trace x --in_flight 0", "replay --trace x --streams 2", "replay --trace x --stream --streams 0",
+        "health --service"}) {
     const Outcome outcome = RunProgram(arguments);
     EXPECT_EQ(outcome.exit_code, 2) << "for \"" << arguments << "\": " << outcome.output;
   }
@@ -185,6 +186,53 @@ TEST(ProgramTest, ReplayCountsStepsTokensAndReplies) {
   const Outcome first = RunProgram("replay --max_steps 1 --target " + server.target() + " --trace " + trace.path());
   EXPECT_EQ(first.exit_code, 0) << first.output;
   EXPECT_THAT(first.output, HasSubstr("replies   1 with 100 tokens\n"));
+}
+
+TEST(ProgramTest, ReplayOverStreamsSendsTheSameSteps) {
+  FakeServer server;
+  const TraceFile trace;
+  const Outcome outcome = RunProgram("replay --stream --streams 3 --verify --json --target " + server.target() +
+                                     " --trace " + trace.path());
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("{\"steps\":4,\"requests\":4,\"ok\":4,\"tokens\":"));
+  EXPECT_THAT(outcome.output,
+              HasSubstr("\"verified\":true,\"wrong\":0,\"differences\":[],\"refused\":{},\"errors\":{}"));
+  EXPECT_EQ(server.calls(), 0);
+  EXPECT_EQ(server.streams(), 3);
+}
+
+TEST(ProgramTest, ReplayOverAStreamCountsRefusalsAndWrongReplies) {
+  FakeServer refusing([](const v1::ExpandRequest&, v1::ExpandResponse&) {
+    return Refusal(grpc::StatusCode::INVALID_ARGUMENT, "TOO_MANY_TOKENS", "", 100, 10);
+  });
+  const TraceFile trace;
+  const std::string command = "replay --stream --verify --trace " + trace.path() + " --target ";
+  const Outcome refused = RunProgram(command + refusing.target());
+  EXPECT_EQ(refused.exit_code, 4) << refused.output;
+  EXPECT_THAT(refused.output, HasSubstr("refused   TOO_MANY_TOKENS 4\n"));
+
+  FakeServer wrong([](const v1::ExpandRequest& request, v1::ExpandResponse& response) {
+    response = ReferenceOf(request);
+    response.set_seqlens_expanded(0, 0);
+    return grpc::Status::OK;
+  });
+  const Outcome outcome = RunProgram(command + wrong.target());
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("seqlens_expanded[0]: got 0, want 1\n"));
+  EXPECT_THAT(outcome.output, HasSubstr("wrong     4\n"));
+}
+
+TEST(ProgramTest, ReplayReplacesAStreamThatEnded) {
+  // Each stream takes one item.
+  FakeServer server(nullptr, [](FakeStream& stream) {
+    WriteTo(stream, ChunksOf(ReferenceOf(ReadFrom(stream).expand()), 7));
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "draining");
+  });
+  const TraceFile trace;
+  const Outcome outcome = RunProgram("replay --stream --in_flight 1 --verify --json --target " + server.target() +
+                                     " --trace " + trace.path());
+  EXPECT_THAT(outcome.output, HasSubstr("{\"steps\":4,\"requests\":4,"));
+  EXPECT_GE(server.streams(), 2);
 }
 
 TEST(ProgramTest, ReplayCountsRefusalsByReason) {

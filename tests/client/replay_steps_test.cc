@@ -105,5 +105,11 @@ TEST(ReplayStepsTest, TheLargestStepFitsAUnaryReply) {
   }
 }
 
+TEST(ReplayStepsTest, TheLargestStreamedStepIsWithinTheServersLimits) {
+  EXPECT_EQ(MaxStreamedTokens(1), 4'194'304);
+  EXPECT_EQ(MaxStreamedTokens(2), 4'194'304);
+  EXPECT_LT(MaxStreamedTokens(9) * 9 * 4, 64 << 20);
+}
+
 }  // namespace
 }  // namespace nsa::metadata::client

@@ -47,6 +47,48 @@ TEST(StatusTest, KeepsTheNameOfAReasonItDoesNotKnow) {
   EXPECT_EQ(violation->reason_name, "MOON_PHASE");
 }
 
+TEST(StatusTest, ReadsTheSameFromARefusalOnAStream) {
+  v1::Refusal refusal;
+  refusal.set_code(grpc::StatusCode::UNAVAILABLE);
+  refusal.set_message("full");
+  refusal.set_reason(v1::REFUSAL_REASON_QUEUE_FULL);
+  refusal.set_field("extend_seq_lens");
+  refusal.set_value(4097);
+  refusal.set_limit(4096);
+  refusal.mutable_retry_after()->set_nanos(50'000'000);
+  const absl::Status status = ToAbslStatus(refusal);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "full");
+  EXPECT_TRUE(status.GetPayload("type.googleapis.com/google.rpc.BadRequest").has_value()) << status;
+  const auto violation = ViolationOf(status);
+  ASSERT_TRUE(violation.has_value());
+  EXPECT_EQ(violation->reason, v1::REFUSAL_REASON_QUEUE_FULL);
+  EXPECT_EQ(violation->reason_name, "QUEUE_FULL");
+  EXPECT_EQ(violation->field, "extend_seq_lens");
+  EXPECT_EQ(violation->value, 4097);
+  EXPECT_EQ(violation->limit, 4096);
+  EXPECT_EQ(violation->retry_after, absl::Milliseconds(50));
+}
+
+TEST(StatusTest, ARefusalOnAStreamIsNeverOk) {
+  for (const int code : {0, 17, -1}) {
+    v1::Refusal refusal;
+    refusal.set_code(code);
+    EXPECT_EQ(ToAbslStatus(refusal).code(), absl::StatusCode::kUnknown) << "for code " << code;
+  }
+}
+
+TEST(StatusTest, AReasonOfANewerServerOnAStreamHasItsNumberForAName) {
+  v1::Refusal refusal;
+  refusal.set_code(grpc::StatusCode::INVALID_ARGUMENT);
+  refusal.set_reason(static_cast<v1::RefusalReason>(99));
+  const auto violation = ViolationOf(ToAbslStatus(refusal));
+  ASSERT_TRUE(violation.has_value());
+  EXPECT_EQ(violation->reason, v1::REFUSAL_REASON_UNSPECIFIED);
+  EXPECT_EQ(violation->reason_name, "99");
+  EXPECT_FALSE(violation->retry_after.has_value());
+}
+
 TEST(StatusTest, FindsNoRefusalInOtherFailures) {
   EXPECT_FALSE(ViolationOf(absl::OkStatus()).has_value());
   EXPECT_FALSE(ViolationOf(ToAbslStatus({grpc::StatusCode::UNAVAILABLE, "connection refused"})).has_value());
