@@ -44,10 +44,18 @@ void StreamCall::OnArrived(bool ok) {
 }
 
 void StreamCall::OnRead(bool ok) {
-  if (ok) Take(incoming_);
+  bool take = false;
+  {
+    MutexLock lock(&mutex_);
+    // A drain may have ended the call while this message was on its way here.
+    take = ok && !finishing_;
+    taking_ = take;
+  }
+  if (take) Take(incoming_);
   incoming_.Clear();
   {
     MutexLock lock(&mutex_);
+    taking_ = false;
     reading_ = false;
     if (!ok) reads_done_ = true;
     Pump();
@@ -74,9 +82,8 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRe
   const uint64_t id = message.expand().request_id();
   {
     MutexLock lock(&mutex_);
-    auto [item, is_new] = items_.try_emplace(id, nullptr);
-    if (is_new) {
-      item->second = std::make_unique<Item>(*this, id);
+    if (ids_.insert(id).second) {
+      const auto item = items_.emplace(id, std::make_unique<Item>(*this, id)).first;
       ++unanswered_;
       ++operations_;
       task->AnswerTo(*item->second);
@@ -147,7 +154,8 @@ void StreamCall::Answer(Item& item, const Messages& messages) {
   {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < messages.size(); ++i) {
-      outbox_.push_back({messages[i], item.arrived(), i + 1 == messages.size()});
+      const bool last = i + 1 == messages.size();
+      outbox_.push_back({messages[i], item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
     }
     items_.erase(item.id());
     Pump();
@@ -164,7 +172,7 @@ void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   MutexLock lock(&mutex_);
   ++unanswered_;
-  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true});
+  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
   Pump();
 }
 
@@ -233,12 +241,13 @@ void StreamCall::PumpWrite() {
   if (writing_ || outbox_.empty()) return;
   writing_ = true;
   write_started_ = Clock::now();
+  if (outbox_.front().frees_id) ids_.erase(*outbox_.front().frees_id);
   stream_.Write(outbox_.front().message, StartOperation(&written_tag_));
 }
 
 void StreamCall::PumpFinish() {
   const bool ending = reads_done_ || draining_ || caller_gone_;
-  if (!ending || finishing_ || unanswered_ > 0 || admitting_) return;
+  if (!ending || finishing_ || unanswered_ > 0 || admitting_ || taking_) return;
   finishing_ = true;
   if (draining_ && !reads_done_) refusal_ = Draining();
   if (refusal_) context_.metrics.Refused(refusal_->reason);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "absl/base/thread_annotations.h"
 #include "grpcpp/alarm.h"
@@ -56,6 +57,8 @@ class StreamCall {
     grpc::ByteBuffer message;
     TimePoint item_arrived;
     bool last;  // of its item's
+    // The id that the caller may use again once this is written.
+    std::optional<uint64_t> frees_id;
   };
 
   StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue);
@@ -110,13 +113,17 @@ class StreamCall {
   grpc::Alarm retry_;
 
   Mutex mutex_;
-  // By id, until their answer is ready to be written: from then on the caller may use the id again.
+  // By id, until they have their answer.
   std::unordered_map<uint64_t, std::unique_ptr<Item>> items_ ABSL_GUARDED_BY(mutex_);
+  // The ids in flight: until the last of the answer is on its way, since the caller may use the id again when it has
+  // that.
+  std::unordered_set<uint64_t> ids_ ABSL_GUARDED_BY(mutex_);
   std::deque<Outgoing> outbox_ ABSL_GUARDED_BY(mutex_);
   // Items read whose last answer is not written yet.
   int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
   int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
+  bool taking_ ABSL_GUARDED_BY(mutex_) = false;  // what was read
   bool admitting_ ABSL_GUARDED_BY(mutex_) = false;
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
