@@ -20,23 +20,53 @@ using testing::Reply;
 using testing::RunningServer;
 using testing::TestRequest;
 
-server::Options WithBackend(const std::string& backend) {
+// What computes: a backend, and for a device its kernel.
+struct Computing {
+  const char* backend;
+  const char* kernel;
+};
+
+void PrintTo(const Computing& computing, std::ostream* out) { *out << computing.backend << " " << computing.kernel; }
+
+server::Options With(const Computing& computing) {
   server::Options options = testing::LoopbackOptions();
-  options.backend = backend;
+  options.backend = computing.backend;
+  options.kernel = computing.kernel;
   return options;
 }
 
-class ExpandTest : public ::testing::TestWithParam<std::string> {
+class ExpandTest : public ::testing::TestWithParam<Computing> {
  protected:
   void SetUp() override {
-    if (GetParam() == "cuda") {
+    if (GetParam().backend == std::string("cuda")) {
       const auto device = kernels::CreateCudaBackend({});
       if (!device.ok()) GTEST_SKIP() << device.status().message();
     }
-    server_ = std::make_unique<RunningServer>(WithBackend(GetParam()));
+    server_ = std::make_unique<RunningServer>(With(GetParam()));
   }
   std::unique_ptr<RunningServer> server_;
 };
+
+TEST_P(ExpandTest, AgreesWithTheReferenceOnRandomRequests) {
+  constexpr int kThreads = 4;
+  constexpr int kRequests = 2'500;
+  std::vector<std::thread> threads;
+  for (int id = 0; id < kThreads; ++id) {
+    threads.emplace_back([this, id] {
+      const auto stub = server_->Stub();
+      std::mt19937_64 random(id);
+      for (int i = 0; i < kRequests; ++i) {
+        TestRequest request = testing::RandomRequest(random, 30);
+        request.spec.outputs.Add(kernels::Output::kSeqlensExpanded);  // none would mean the default ones
+        const Reply reply = Call(*stub, testing::ToProto(request));
+        ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+        ASSERT_EQ(testing::ToArrays(reply.response), testing::ReferenceArrays(request))
+            << "request " << i << " of " << id;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
 
 TEST_P(ExpandTest, GivesEveryKnownAnswer) {
   const auto stub = server_->Stub();
@@ -81,8 +111,11 @@ TEST_P(ExpandTest, RefusesTheKnownOverflowsByName) {
   EXPECT_GT(refused, 0) << "the known answers hold no overflow";
 }
 
-INSTANTIATE_TEST_SUITE_P(Backends, ExpandTest, ::testing::Values("cpu", "reference", "cuda"),
-                         [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Backends, ExpandTest,
+                         ::testing::Values(Computing{"cpu", "adaptive"}, Computing{"reference", "adaptive"},
+                                           Computing{"cuda", "linear"}, Computing{"cuda", "binary"},
+                                           Computing{"cuda", "threshold"}, Computing{"cuda", "adaptive"}),
+                         [](const auto& info) { return std::string(info.param.backend) + "_" + info.param.kernel; });
 
 // One lane, and a delay so that requests meet.
 TEST(BatchedExpandTest, ManyAtOnceAreEqualToTheSameAlone) {
@@ -139,7 +172,7 @@ TEST(TimingTest, IsThereWhenAskedFor) {
 }
 
 TEST(GetServerInfoTest, SaysWhatItIsAndItsLimits) {
-  server::Options options = WithBackend("reference");
+  server::Options options = With({"reference", "adaptive"});
   options.request.max_tokens = 1'000;
   RunningServer server(options);
   grpc::ClientContext context;

@@ -67,6 +67,7 @@ class LoadedStream {
     writer.join();
     const grpc::Status status = stream_->Finish();
     EXPECT_TRUE(status.ok()) << status.error_message();
+    server::MutexLock lock(&mutex_);
     EXPECT_TRUE(open_.empty()) << open_.size() << " items were never answered";
   }
 
