@@ -1,5 +1,6 @@
 """nsa-metadata-server as whoever operates it sees it: flags, exit codes, signals, sockets."""
 
+import os
 import re
 import socket
 import tempfile
@@ -108,14 +109,16 @@ def test_an_argument_that_cannot_be_read_is_refused_by_name(flag, told):
     assert done.returncode == 1, done.stderr
 
 
-def test_backend_cuda_is_refused_where_the_build_has_none(stubs):
-    with Server() as server:
-        built_for = server.metrics().samples("nsa_metadata_build_info")[0].labels["cuda"]
-    if built_for != "none":
-        pytest.skip(f"this build has CUDA {built_for}")
+@pytest.mark.skipif(os.path.exists("/dev/nvidia0"), reason="this machine has a CUDA device")
+def test_without_a_device_cuda_is_refused_and_auto_serves_from_the_cpu_and_says_why(stubs):
     done = run(SERVER, *FREE_PORTS, "--backend=cuda")
     assert done.returncode == 1, done.stderr
-    assert "--backend=cuda: this build has no CUDA" in done.stderr
+    reasons = ["this build has no CUDA", "cudaErrorInsufficientDriver", "cudaErrorNoDevice"]
+    told = [reason for reason in reasons if reason in done.stderr]
+    assert "--backend=cuda: " in done.stderr and told, done.stderr
+    with Server() as server:
+        assert_serves(server.address, stubs)
+        assert "computing on the CPU" in server.log and told[0] in server.log, server.log
 
 
 def test_plaintext_on_every_address_needs_only_to_be_allowed(stubs):
