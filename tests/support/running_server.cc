@@ -24,7 +24,8 @@ server::Options LoopbackOptions() {
 
 RunningServer::RunningServer(const server::Options& options, std::unique_ptr<kernels::Backend> backend) {
   // Keeps gRPC's library up between servers: its end may wait ten seconds for a poll of its own.
-  [[maybe_unused]] static const auto* keep = new grpc::CompletionQueue;
+  // Volatile, or the pointer is optimised away and LeakSanitizer finds what it pointed to.
+  [[maybe_unused]] static grpc::CompletionQueue* const volatile keep = new grpc::CompletionQueue;
   auto started =
       backend == nullptr ? server::Server::Start(options) : server::Server::Start(options, std::move(backend));
   if (!started.ok()) {
