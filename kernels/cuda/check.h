@@ -1,4 +1,4 @@
-// CUDA errors as statuses and log-free warnings.
+// CUDA errors as statuses.
 #pragma once
 
 #include <cuda_runtime.h>
