@@ -33,14 +33,17 @@ inline void* Started(CompletionTag* tag) {
   return tag;
 }
 
+// What a queue has given back.
+inline void Proceed(void* tag, bool ok) {
+  TakenFromGrpc(tag);
+  static_cast<CompletionTag*>(tag)->Proceed(ok);
+}
+
 // Runs the queue until it is shut down and drained.
 inline void RunQueue(grpc::CompletionQueue& queue) {
   void* tag = nullptr;
   bool ok = false;
-  while (queue.Next(&tag, &ok)) {
-    TakenFromGrpc(tag);
-    static_cast<CompletionTag*>(tag)->Proceed(ok);
-  }
+  while (queue.Next(&tag, &ok)) Proceed(tag, ok);
 }
 
 }  // namespace nsa::metadata::server

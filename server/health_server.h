@@ -2,15 +2,20 @@
 #pragma once
 
 #include <memory>
+#include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "grpcpp/generic/async_generic_service.h"
+#include "grpcpp/completion_queue.h"
 #include "grpcpp/server.h"
 #include "server/address.h"
+#include "server/health_service.h"
+#include "server/live_calls.h"
+#include "server/mutex.h"
 
 namespace nsa::metadata::server {
 
-// Both names are answered for: "" (the whole server) and the service's. Not thread-safe.
+// Not thread-safe.
 class HealthServer {
  public:
   // UNAVAILABLE naming the address when it can't listen there. Says NOT_SERVING at first.
@@ -18,20 +23,23 @@ class HealthServer {
   // Ends Watch streams too.
   ~HealthServer();
 
-  void SetServing(bool serving);
+  void SetServing(bool serving) { health_.SetServing(serving); }
   // With the port that was taken.
   const Address& address() const { return address_; }
 
  private:
   HealthServer() = default;
+  void Run();
 
   Address address_;
-  // Answers UNIMPLEMENTED: gRPC starts no server that has but its own health service.
-  grpc::CallbackGenericService other_;
+  LiveCalls live_;
+  HealthService health_{live_};
+  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::Server> server_;
+  std::thread thread_;
+  Mutex mutex_;
+  CondVar stopped_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
-
-// Sets what `server`'s own health service, where it has one, says for both names.
-void SetServingStatus(grpc::Server& server, bool serving);
 
 }  // namespace nsa::metadata::server

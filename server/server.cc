@@ -10,7 +10,6 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "kernels/backend.h"
@@ -18,6 +17,7 @@
 #include "server/acceptor.h"
 #include "server/address.h"
 #include "server/batcher.h"
+#include "server/connection_arguments.h"
 #include "server/gauges.h"
 #include "server/health_server.h"
 #include "server/limits.h"
@@ -90,23 +90,6 @@ absl::StatusOr<std::vector<Listener>> OpenListeners(const std::vector<std::strin
     listeners.push_back(*std::move(listener));
   }
   return listeners;
-}
-
-int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt64Milliseconds(duration)); }
-
-void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options) {
-  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_message));
-  // A small compressed message may inflate to anything before its size is checked.
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
-  // gRPC's own limit is a coarse one, far behind ours: what passes it fails other calls of the connection too.
-  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(8 * options.max_metadata_bytes));
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(options.max_connection_age));
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, Milliseconds(options.max_connection_age_grace));
-  // gRPC closes an idle connection after twice what it is told.
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.max_connection_idle / 2));
-  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(options.handshake_timeout));
 }
 
 v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
@@ -201,7 +184,6 @@ absl::Status Server::Parts::BuildServer() {
       grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
   server = builder.BuildAndStart();
   if (server == nullptr) return absl::InternalError("gRPC did not start a server");
-  SetServingStatus(*server, false);
   return absl::OkStatus();
 }
 
@@ -242,7 +224,6 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options) {
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
                                                       std::unique_ptr<kernels::Backend> backend) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
-  grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto parts = std::make_unique<Parts>();
   parts->options = Resolve(options);
@@ -253,7 +234,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
   if (absl::Status status = parts->BuildServer(); !status.ok()) return status;
   parts->service->Start();
   parts->acceptor->Start();
-  SetServingStatus(*parts->server, true);
+  parts->service->SetServing(true);
   parts->health->SetServing(true);
   parts->ready = true;
   return std::unique_ptr<Server>(new Server(std::move(parts)));
@@ -270,7 +251,7 @@ Server::~Server() {
 void Server::Drain() {
   if (!parts_->ready.exchange(false)) return;
   parts_->health->SetServing(false);
-  SetServingStatus(*parts_->server, false);
+  parts_->service->SetServing(false);
   parts_->acceptor->Stop();
   parts_->service->DrainStreams();
   parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(parts_->options.drain_timeout));

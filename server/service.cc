@@ -13,26 +13,6 @@ constexpr int kExpandCallsWaiting = 32;
 
 }  // namespace
 
-void LiveCalls::Begin() {
-  MutexLock lock(&mutex_);
-  ++count_;
-}
-
-void LiveCalls::End() {
-  MutexLock lock(&mutex_);
-  if (--count_ == 0) none_.SignalAll();
-}
-
-int64_t LiveCalls::count() const {
-  MutexLock lock(&mutex_);
-  return count_;
-}
-
-void LiveCalls::AwaitNone() {
-  MutexLock lock(&mutex_);
-  while (count_ > 0) none_.Wait(mutex_);
-}
-
 bool OpenStreams::Add(StreamCall* stream) {
   MutexLock lock(&mutex_);
   streams_.insert(stream);
@@ -65,6 +45,7 @@ Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Met
 void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.service);
   builder.RegisterAsyncGenericService(&context_.other_methods);
+  context_.health.Register(builder);
   for (int64_t i = 0; i < context_.options.completion_queues; ++i) queues_.push_back(builder.AddCompletionQueue());
 }
 
@@ -74,8 +55,14 @@ void Service::Start() {
     AwaitGetServerInfo(context_, *queue);
     StreamCall::Await(context_, *queue);
     OtherCall::Await(context_, *queue);
+    context_.health.AwaitCalls(*queue);
     threads_.emplace_back([&queue = *queue] { RunQueue(queue); });
   }
+}
+
+void Service::DrainStreams() {
+  context_.streams.Drain();
+  context_.health.EndWatches();
 }
 
 void Service::Stop() {

@@ -13,6 +13,8 @@
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
+#include "server/health_service.h"
+#include "server/live_calls.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/options.h"
@@ -40,21 +42,6 @@ class OpenStreams {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// Counts calls from their arrival until gRPC is done with them. Thread-safe.
-class LiveCalls {
- public:
-  void Begin();
-  void End();
-  int64_t count() const;
-  // Blocks until there is none.
-  void AwaitNone();
-
- private:
-  mutable Mutex mutex_;
-  CondVar none_;
-  int64_t count_ ABSL_GUARDED_BY(mutex_) = 0;
-};
-
 // What calls need.
 struct CallContext {
   const Options& options;
@@ -67,6 +54,7 @@ struct CallContext {
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
   OpenStreams streams;
+  HealthService health{live};
 };
 
 // Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
@@ -79,8 +67,10 @@ class Service {
   void Register(grpc::ServerBuilder& builder);
   // Begins to take calls, with a thread a queue.
   void Start();
-  // Ends the streams: they answer what they have read. Returns at once.
-  void DrainStreams() { context_.streams.Drain(); }
+  // What health checks are told. NOT_SERVING at first.
+  void SetServing(bool serving) { context_.health.SetServing(serving); }
+  // Ends the streams: they answer what they have read. Ends health watches too. Returns at once.
+  void DrainStreams();
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.
   void Stop();
 

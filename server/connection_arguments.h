@@ -1,0 +1,11 @@
+// What every connection is given, as gRPC's channel arguments.
+#pragma once
+
+#include "grpcpp/server_builder.h"
+#include "server/options.h"
+
+namespace nsa::metadata::server {
+
+void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options);
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,197 @@
+#include "server/health_service.h"
+
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "grpcpp/server_context.h"
+#include "grpcpp/support/async_stream.h"
+#include "grpcpp/support/async_unary_call.h"
+#include "nsa/metadata/v1/metadata.grpc.pb.h"
+#include "server/completion_queue.h"
+
+namespace nsa::metadata::server {
+
+using grpc::health::v1::HealthCheckRequest;
+using grpc::health::v1::HealthCheckResponse;
+
+namespace {
+
+// Checks that a queue waits for at once.
+constexpr int kChecksWaiting = 4;
+
+class CheckCall {
+ public:
+  CheckCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
+    health_.service().RequestCheck(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
+  }
+
+ private:
+  void OnArrived(bool ok) {
+    if (!ok) {  // the server is shut down
+      delete this;
+      return;
+    }
+    health_.live().Begin();
+    new CheckCall(health_, queue_);
+    HealthCheckResponse response;
+    response.set_status(health_.StatusOf(request_.service()));
+    if (response.status() == HealthCheckResponse::SERVICE_UNKNOWN) {
+      const grpc::Status status(grpc::StatusCode::NOT_FOUND,
+                                absl::StrCat("no service '", request_.service(), "' here"));
+      writer_.FinishWithError(status, Started(&sent_tag_));
+    } else {
+      writer_.Finish(response, grpc::Status::OK, Started(&sent_tag_));
+    }
+  }
+  void OnSent(bool) {
+    LiveCalls& live = health_.live();
+    delete this;
+    live.End();
+  }
+
+  HealthService& health_;
+  grpc::ServerCompletionQueue& queue_;
+  grpc::ServerContext context_;
+  HealthCheckRequest request_;
+  grpc::ServerAsyncResponseWriter<HealthCheckResponse> writer_{&context_};
+  MemberTag<CheckCall> arrived_tag_{this, &CheckCall::OnArrived};
+  MemberTag<CheckCall> sent_tag_{this, &CheckCall::OnSent};
+};
+
+}  // namespace
+
+// Writes one status at a time, and between two of them only the last that was set. Deletes itself once no operation of
+// gRPC's is under way.
+class WatchCall {
+ public:
+  WatchCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
+    context_.AsyncNotifyWhenDone(Started(&done_tag_));
+    health_.service().RequestWatch(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
+  }
+
+  const std::string& name() const { return request_.service(); }
+  // Any thread.
+  void Tell(HealthService::ServingStatus status) {
+    MutexLock lock(&mutex_);
+    status_ = status;
+    Pump();
+  }
+  void End() {
+    MutexLock lock(&mutex_);
+    ending_ = true;
+    Pump();
+  }
+
+ private:
+  void OnArrived(bool ok) {
+    if (!ok) {  // the server is shut down; the done tag never comes
+      delete this;
+      return;
+    }
+    health_.live().Begin();
+    new WatchCall(health_, queue_);
+    health_.Add(this);
+    EndOperation();
+  }
+  void OnWritten(bool ok) {
+    {
+      MutexLock lock(&mutex_);
+      writing_ = false;
+      ending_ = ending_ || !ok;
+      Pump();
+    }
+    EndOperation();
+  }
+  void OnDone(bool) {
+    End();
+    EndOperation();
+  }
+  void OnFinished(bool) { EndOperation(); }
+
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (writing_ || finishing_) return;
+    if (status_ && status_ != told_) {
+      writing_ = true;
+      told_ = status_;
+      ++operations_;
+      HealthCheckResponse response;
+      response.set_status(*status_);
+      writer_.Write(response, Started(&written_tag_));
+    } else if (ending_) {
+      finishing_ = true;
+      ++operations_;
+      writer_.Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is shutting down"),
+                     Started(&finished_tag_));
+    }
+  }
+  void EndOperation() {
+    {
+      MutexLock lock(&mutex_);
+      if (--operations_ > 0) return;
+    }
+    health_.Remove(this);
+    LiveCalls& live = health_.live();
+    delete this;
+    live.End();
+  }
+
+  HealthService& health_;
+  grpc::ServerCompletionQueue& queue_;
+  grpc::ServerContext context_;
+  HealthCheckRequest request_;
+  grpc::ServerAsyncWriter<HealthCheckResponse> writer_{&context_};
+  MemberTag<WatchCall> arrived_tag_{this, &WatchCall::OnArrived};
+  MemberTag<WatchCall> written_tag_{this, &WatchCall::OnWritten};
+  MemberTag<WatchCall> finished_tag_{this, &WatchCall::OnFinished};
+  MemberTag<WatchCall> done_tag_{this, &WatchCall::OnDone};
+
+  Mutex mutex_;
+  std::optional<HealthService::ServingStatus> status_ ABSL_GUARDED_BY(mutex_);
+  std::optional<HealthService::ServingStatus> told_ ABSL_GUARDED_BY(mutex_);
+  int operations_ ABSL_GUARDED_BY(mutex_) = 2;  // the arrival, and the call itself until OnDone
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
+  bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+void HealthService::AwaitCalls(grpc::ServerCompletionQueue& queue) {
+  for (int i = 0; i < kChecksWaiting; ++i) new CheckCall(*this, queue);
+  new WatchCall(*this, queue);
+}
+
+void HealthService::SetServing(bool serving) {
+  MutexLock lock(&mutex_);
+  serving_ = serving;
+  for (WatchCall* watch : watches_) watch->Tell(StatusLocked(watch->name()));
+}
+
+void HealthService::EndWatches() {
+  MutexLock lock(&mutex_);
+  ending_ = true;
+  for (WatchCall* watch : watches_) watch->End();
+}
+
+HealthService::ServingStatus HealthService::StatusOf(const std::string& name) {
+  MutexLock lock(&mutex_);
+  return StatusLocked(name);
+}
+
+HealthService::ServingStatus HealthService::StatusLocked(const std::string& name) const {
+  if (!name.empty() && name != v1::MetadataService::service_full_name()) return HealthCheckResponse::SERVICE_UNKNOWN;
+  return serving_ ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
+}
+
+void HealthService::Add(WatchCall* watch) {
+  MutexLock lock(&mutex_);
+  watches_.insert(watch);
+  watch->Tell(StatusLocked(watch->name()));
+  if (ending_) watch->End();
+}
+
+void HealthService::Remove(WatchCall* watch) {
+  MutexLock lock(&mutex_);
+  watches_.erase(watch);
+}
+
+}  // namespace nsa::metadata::server
