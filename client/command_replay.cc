@@ -1,15 +1,15 @@
 #include "client/command_replay.h"
 
-#include <unistd.h>
-
 #include <cstdio>
 #include <memory>
 #include <utility>
 
+#include "absl/strings/str_format.h"
 #include "client/client.h"
 #include "client/failure.h"
 #include "client/flags.h"
 #include "client/outputs.h"
+#include "client/progress_line.h"
 #include "client/replay_report.h"
 #include "client/replay_run.h"
 #include "client/replay_sender.h"
@@ -26,31 +26,6 @@ struct Flags {
   bool stream = false;
   int streams = 1;
   ReplayOptions replay;
-};
-
-// A line on a terminal that is written over and over; nothing where stderr is not one.
-class ProgressLine {
- public:
-  explicit ProgressLine(const ReplaySteps& steps) : steps_(steps), on_(isatty(STDERR_FILENO) == 1) {}
-  ~ProgressLine() {
-    if (on_) std::fputs("\r\033[K", stderr);
-  }
-  ProgressLine(const ProgressLine&) = delete;
-  ProgressLine& operator=(const ProgressLine&) = delete;
-
-  void Show(int64_t steps_sent) {
-    const auto now = std::chrono::steady_clock::now();
-    if (!on_ || now - shown_ < std::chrono::milliseconds(200)) return;
-    shown_ = now;
-    std::fprintf(stderr, "\r\033[K%lld steps, %.0f %% of the trace", static_cast<long long>(steps_sent),
-                 100 * steps_.progress());
-    std::fflush(stderr);
-  }
-
- private:
-  const ReplaySteps& steps_;
-  const bool on_;
-  std::chrono::steady_clock::time_point shown_;
 };
 
 absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const Flags& flags) {
@@ -77,10 +52,11 @@ ExitCode RunReplay(const Flags& flags) {
   ReplaySteps steps(*std::move(trace), {.seed = flags.seed, .max_tokens = max_tokens});
   ReplayTally tally;
   {
-    ProgressLine line(steps);
+    ProgressLine line;
     Sender sender = flags.stream ? SendOverStreams(**client, flags.streams) : SendAsCalls(**client);
-    tally =
-        ReplayRun(std::move(sender), flags.replay).Run(steps, [&line](int64_t steps_sent) { line.Show(steps_sent); });
+    tally = ReplayRun(std::move(sender), flags.replay).Run(steps, [&line, &steps](int64_t steps_sent) {
+      if (line.due()) line.Show(absl::StrFormat("%d steps, %.0f %% of the trace", steps_sent, 100 * steps.progress()));
+    });
   }
   const bool verified = flags.replay.verify;
   std::fputs((flags.common.json ? ReplayJson(tally, verified) : ReplayText(tally, verified)).c_str(), stdout);

@@ -9,10 +9,10 @@
 namespace nsa::metadata::client {
 namespace {
 
-absl::Duration ParseDurationFlag(const std::string& text) {
+absl::Duration ParseDurationFlag(const std::string& name, const std::string& text) {
   absl::Duration duration;
   if (!absl::ParseDuration(text, &duration) || duration < absl::ZeroDuration()) {
-    throw CLI::ValidationError("--timeout", absl::StrCat("\"", text, "\" is not a duration as 30s, 500ms or 0"));
+    throw CLI::ValidationError(name, absl::StrCat("\"", text, "\" is not a duration as 30s, 500ms or 0"));
   }
   return duration;
 }
@@ -39,11 +39,14 @@ int32_t ParseLength(const std::string& flag, absl::string_view text) {
 void AddCommonFlags(CLI::App& command, CommonFlags& flags) {
   command.add_option("--target", flags.target, "The server, as host:port or unix:/path")->capture_default_str();
   command.add_flag("--json", flags.json, "Print one JSON object");
-  command
-      .add_option_function<std::string>(
-          "--timeout", [&flags](const std::string& text) { flags.timeout = ParseDurationFlag(text); },
-          "How long a call may take, 0 for any time")
-      ->default_str(absl::FormatDuration(flags.timeout))
+  AddDurationFlag(command, "--timeout", "How long a call may take, 0 for any time", flags.timeout);
+}
+
+CLI::Option* AddDurationFlag(CLI::App& command, const std::string& name, const std::string& help,
+                             absl::Duration& duration) {
+  const auto parse = [name, &duration](const std::string& text) { duration = ParseDurationFlag(name, text); };
+  return command.add_option_function<std::string>(name, parse, help)
+      ->default_str(absl::FormatDuration(duration))
       ->type_name("DURATION");
 }
 

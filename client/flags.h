@@ -21,6 +21,9 @@ struct CommonFlags {
 // The functions below add flags whose values go where the last argument points, which has to outlive the parsing. A
 // value that can't be read ends the parsing with a CLI::ValidationError.
 void AddCommonFlags(CLI::App& command, CommonFlags& flags);
+// As 30s, 500ms or 0; not negative.
+CLI::Option* AddDurationFlag(CLI::App& command, const std::string& name, const std::string& help,
+                             absl::Duration& duration);
 // causal | repeat.
 CLI::Option* AddModeFlag(CLI::App& command, v1::SequenceMode& mode);
 // Names of outputs, separated by commas, or "all".

@@ -1,4 +1,6 @@
 // nsa-metadata: the service from the command line.
+#include "absl/synchronization/mutex.h"
+#include "client/command_bench.h"
 #include "client/command_doctor.h"
 #include "client/command_expand.h"
 #include "client/command_health.h"
@@ -6,6 +8,8 @@
 #include "client/failure.h"
 
 int main(int argc, char** argv) {
+  // As the server, see server/main.cc.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   namespace client = nsa::metadata::client;
   CLI::App program(
       "Calls an NSA metadata server.\n"
@@ -14,6 +18,7 @@ int main(int argc, char** argv) {
   int exit_code = client::kOk;
   client::AddExpandCommand(program, exit_code);
   client::AddReplayCommand(program, exit_code);
+  client::AddBenchCommand(program, exit_code);
   client::AddHealthCommand(program, exit_code);
   client::AddDoctorCommand(program, exit_code);
   try {

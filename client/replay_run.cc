@@ -1,20 +1,13 @@
 #include "client/replay_run.h"
 
-#include <algorithm>
 #include <memory>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "client/reference.h"
-#include "client/status.h"
 
 namespace nsa::metadata::client {
-namespace {
-
-constexpr size_t kMaxDifferences = 10;
-
-}  // namespace
 
 ReplayTally ReplayRun::Run(ReplaySteps& steps, const Progress& progress) {
   const Clock::time_point start = Clock::now();
@@ -31,9 +24,8 @@ ReplayTally ReplayRun::Run(ReplaySteps& steps, const Progress& progress) {
   }
   WaitUntilBelow(1);
   const absl::MutexLock lock(&mutex_);
-  tally_.wall = Clock::now() - start;
   tally_.steps = steps_sent;
-  std::ranges::sort(tally_.latencies);
+  tally_.Finish(Clock::now() - start);
   return std::move(tally_);
 }
 
@@ -61,24 +53,8 @@ void ReplayRun::Send(Step step, uint64_t request_id) {
 
 void ReplayRun::Count(const absl::StatusOr<v1::ExpandResponse>& response, const std::string& difference,
                       Clock::duration latency) {
-  ExitCode exit_code = ExitCodeOf(response.status());
-  const bool refused = ViolationOf(response.status()).has_value();
-  const std::string reason = ReasonOf(response.status());
   const absl::MutexLock lock(&mutex_);
-  ++tally_.requests;
-  tally_.latencies.push_back(latency);
-  if (response.ok()) {
-    ++tally_.ok;
-    tally_.tokens += response->total_tokens();
-  } else {
-    ++(refused ? tally_.refused : tally_.errors)[reason];
-  }
-  if (!difference.empty()) {
-    exit_code = kWrongBytes;
-    ++tally_.wrong;
-    if (tally_.differences.size() < kMaxDifferences) tally_.differences.push_back(difference);
-  }
-  if (exit_code != kOk) tally_.exit_code = tally_.exit_code == kOk ? exit_code : std::min(tally_.exit_code, exit_code);
+  tally_.Count(response.status(), response.ok() ? response->total_tokens() : 0, difference, latency);
   --in_flight_;
 }
 

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,9 +11,9 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "client/failure.h"
 #include "client/replay_sender.h"
 #include "client/replay_steps.h"
+#include "client/tally.h"
 
 namespace nsa::metadata::client {
 
@@ -30,23 +29,8 @@ struct ReplayOptions {
 };
 
 // What a replay did.
-struct ReplayTally {
+struct ReplayTally : Tally {
   int64_t steps = 0;
-  int64_t requests = 0;
-  // Replies that came, and the tokens in them.
-  int64_t ok = 0;
-  int64_t tokens = 0;
-  // Replies that are not the reference's, and how the first of them differ.
-  int64_t wrong = 0;
-  std::vector<std::string> differences;
-  // Requests that the service refused, by reason, and that failed otherwise, by code.
-  std::map<std::string, int64_t> refused;
-  std::map<std::string, int64_t> errors;
-  // From the call to its outcome, whatever it was; in ascending order at the end.
-  std::vector<std::chrono::nanoseconds> latencies;
-  std::chrono::nanoseconds wall = {};
-  // The lowest that the outcomes ask for, but kOk only if all do.
-  ExitCode exit_code = kOk;
 };
 
 // One closed-loop run: as many requests under way as asked, a new one for each that ends.

@@ -1,0 +1,52 @@
+// Puts a server under a known load, and measures.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "client/bench_request.h"
+#include "client/tally.h"
+
+namespace nsa::metadata::client {
+
+struct LoadOptions {
+  std::string target;
+  // Connections, which requests take in turn. 1 or more.
+  int channels = 1;
+  // ExpandStream calls that carry the requests, spread over the connections; 0: a call for each request.
+  int streams = 0;
+  // Requests under way at once, over all connections: as many as there are, or, with a rate, at most. 1 or more.
+  int64_t in_flight = 1;
+  // Requests a second, whatever the server does: one that comes due while in_flight are under way waits, and its
+  // latency counts from when it was due. 0: a new request for each that ends.
+  double rate = 0;
+  // Threads that send and check. 0: one for two cores, and no more than there are connections.
+  int threads = 0;
+  // Measured for `duration`, after `warm_up`.
+  absl::Duration warm_up = absl::Seconds(1);
+  absl::Duration duration = absl::Seconds(5);
+  // A call's deadline.
+  absl::Duration timeout = absl::Seconds(30);
+};
+
+struct LoadResult {
+  // Of the requests that ended in the measured time or, with a rate, came due in it. Refused, failed and wrong ones
+  // count whenever they were.
+  Tally tally;
+  // What the replies said of their time, if they were asked to.
+  std::vector<v1::Timing> timings;
+  // Requests that waited because in_flight were under way.
+  int64_t waited = 0;
+};
+
+// Sends `request` as `options` say, and compares every reply with its own. Blocks for warm_up and duration, and until
+// every answer is there; it ends early when the server can't be reached. `progress` is called now and then with the
+// requests that have ended. INVALID_ARGUMENT names the option that is out of range.
+absl::StatusOr<LoadResult> RunLoad(const BenchRequest& request, const LoadOptions& options,
+                                   const std::function<void(int64_t ended)>& progress);
+
+}  // namespace nsa::metadata::client
