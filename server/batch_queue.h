@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "server/clock.h"
 #include "server/task.h"
 
@@ -30,7 +31,7 @@ enum class BatchClosed : uint8_t {
 inline constexpr size_t kNumBatchClosed = 4;
 
 struct Batch {
-  std::vector<std::unique_ptr<Task>> tasks;
+  absl::InlinedVector<std::unique_ptr<Task>, 4> tasks;
   // Left the queue without being launched; still to be answered.
   std::vector<std::unique_ptr<Task>> expired;
   std::vector<std::unique_ptr<Task>> cancelled;

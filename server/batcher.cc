@@ -47,7 +47,7 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   }
   kernels::Lane* lane = free_lanes_.back();
   free_lanes_.pop_back();
-  RunOn(lane, kBatchesInARow);
+  RunOn(lane, kBatchesInARow, now);
   return std::nullopt;
 }
 
@@ -56,14 +56,15 @@ size_t Batcher::queue_requests() const {
   return queue_.size();
 }
 
-void Batcher::RunOn(kernels::Lane* lane, int limit) {
-  for (int batches = 0; batches < limit || limit == 0; ++batches) {
-    const TimePoint now = Clock::now();
-    if (!Ready(now) && !(stopping_ && queue_.size() > 0)) break;
+void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
+  for (int batches = 0;;) {
     Batch batch = queue_.Take(now);
     mutex_.Unlock();
-    Run(*lane, std::move(batch));
+    Run(*lane, std::move(batch), now);
     mutex_.Lock();
+    if (queue_.size() == 0 || ++batches == limit) break;
+    now = Clock::now();
+    if (!Ready(now) && !stopping_) break;
   }
   free_lanes_.push_back(lane);
   if (queue_.size() > 0) changed_.Signal();
@@ -73,10 +74,11 @@ void Batcher::Work() {
   MutexLock lock(&mutex_);
   for (;;) {
     if (stopping_ && queue_.size() == 0) return;
-    if (!free_lanes_.empty() && (Ready(Clock::now()) || (stopping_ && queue_.size() > 0))) {
+    const TimePoint now = Clock::now();
+    if (!free_lanes_.empty() && (Ready(now) || (stopping_ && queue_.size() > 0))) {
       kernels::Lane* lane = free_lanes_.back();
       free_lanes_.pop_back();
-      RunOn(lane, /*limit=*/0);
+      RunOn(lane, /*limit=*/0, now);
       if (stopping_) changed_.SignalAll();
     } else if (free_lanes_.empty() || queue_.size() == 0) {
       changed_.Wait(mutex_);
@@ -86,8 +88,7 @@ void Batcher::Work() {
   }
 }
 
-void Batcher::Run(kernels::Lane& lane, Batch batch) {
-  const TimePoint launched = Clock::now();
+void Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
   for (const auto& task : batch.expired) {
     metrics_.Expired();
     task->Refuse(DeadlinePassed());
@@ -131,12 +132,8 @@ void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t 
   const Expansion& e = task.expansion;
   const StageTimes& times = task.times;
   const uint64_t queue_ns = Nanoseconds(times.admitted, times.launched);
-  v1::ExpandResponse scalars;
-  scalars.set_request_id(e.request_id);
-  scalars.set_total_tokens(e.total_tokens);
-  scalars.set_mode(static_cast<v1::SequenceMode>(e.spec.mode));
+  v1::Timing timing;
   if (e.include_timing) {
-    v1::Timing& timing = *scalars.mutable_timing();
     timing.set_parse_ns(Nanoseconds(times.arrived, times.parsed));
     timing.set_admit_ns(Nanoseconds(times.parsed, times.admitted));
     timing.set_queue_ns(queue_ns);
@@ -147,6 +144,10 @@ void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t 
     timing.set_batch_tokens(static_cast<uint32_t>(batch.total_tokens));
     timing.set_backend(static_cast<v1::Backend>(backend_));
   }
+  const ReplyScalars scalars = {.request_id = e.request_id,
+                                .total_tokens = e.total_tokens,
+                                .mode = static_cast<v1::SequenceMode>(e.spec.mode),
+                                .timing = e.include_timing ? &timing : nullptr};
   const Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
   metrics_.TaskDone({.parse_ns = Nanoseconds(times.arrived, times.parsed),
                      .admit_ns = Nanoseconds(times.parsed, times.admitted),

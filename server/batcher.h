@@ -43,10 +43,11 @@ class Batcher {
   // A thread other than a worker runs this many batches in a row at most.
   static constexpr int kBatchesInARow = 4;
 
-  // Runs batches on `lane` while the queue has them, `limit` at most (0: no limit); then the lane is free again.
-  void RunOn(kernels::Lane* lane, int limit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Runs batches on `lane` while the queue has them, `limit` at most (0: no limit); then the lane is free again. The
+  // first one is ready at `now`.
+  void RunOn(kernels::Lane* lane, int limit, TimePoint now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work();
-  void Run(kernels::Lane& lane, Batch batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
   void Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done);
   bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }

@@ -126,10 +126,17 @@ Refusal Malformed(const std::string& what, int64_t bytes) {
 }
 
 std::optional<Refusal> Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message) {
+  const auto malformed = [&] {
+    return Malformed(absl::StrCat("no ", message->GetTypeName()), static_cast<int64_t>(bytes.Length()));
+  };
+  if (grpc::Slice slice; bytes.TrySingleSlice(&slice).ok()) {
+    if (message->ParseFromArray(slice.begin(), static_cast<int>(slice.size()))) return std::nullopt;
+    return malformed();
+  }
   grpc::ByteBuffer source = bytes;  // of which only the slices' references are copied
   grpc::ProtoBufferReader reader(&source);
   if (reader.status().ok() && message->ParseFromZeroCopyStream(&reader)) return std::nullopt;
-  return Malformed(absl::StrCat("no ", message->GetTypeName()), static_cast<int64_t>(bytes.Length()));
+  return malformed();
 }
 
 std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestLimits& limits, Framing framing,

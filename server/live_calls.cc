@@ -2,24 +2,18 @@
 
 namespace nsa::metadata::server {
 
-void LiveCalls::Begin() {
-  MutexLock lock(&mutex_);
-  ++count_;
-}
-
 void LiveCalls::End() {
+  int64_t count = count_.load(std::memory_order_relaxed);
+  while (count > 1) {
+    if (count_.compare_exchange_weak(count, count - 1, std::memory_order_acq_rel)) return;
+  }
   MutexLock lock(&mutex_);
-  if (--count_ == 0) none_.SignalAll();
-}
-
-int64_t LiveCalls::count() const {
-  MutexLock lock(&mutex_);
-  return count_;
+  if (count_.fetch_sub(1, std::memory_order_acq_rel) == 1) none_.SignalAll();
 }
 
 void LiveCalls::AwaitNone() {
   MutexLock lock(&mutex_);
-  while (count_ > 0) none_.Wait(mutex_);
+  while (count_.load(std::memory_order_acquire) > 0) none_.Wait(mutex_);
 }
 
 }  // namespace nsa::metadata::server

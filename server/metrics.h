@@ -14,12 +14,7 @@
 #include "kernels/backend.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/batch_queue.h"
-
-namespace prometheus {
-class Counter;
-class Histogram;
-class Registry;
-}  // namespace prometheus
+#include "server/sharded_metrics.h"
 
 namespace nsa::metadata::server {
 
@@ -48,11 +43,13 @@ struct TaskSample {
   uint64_t frame_ns;
 };
 
-// Thread-safe; nothing here blocks for long. `registry` outlives it.
+// Thread-safe; nothing here blocks.
 class Metrics {
  public:
-  explicit Metrics(prometheus::Registry& registry);
-  ~Metrics();
+  Metrics();
+
+  // What /metrics shows of it.
+  const prometheus::Collectable& collectable() const { return metrics_; }
 
   void CallStarted(Method method);
   void CallHandled(Method method, grpc::StatusCode code, uint64_t nanoseconds);
@@ -70,28 +67,33 @@ class Metrics {
   void ConnectionRefused();
 
  private:
+  using Counter = ShardedMetrics::Counter;
+  using Histogram = ShardedMetrics::Histogram;
   static constexpr size_t kNumCodes = 17;
   struct CallMetrics {
-    prometheus::Counter* started;
-    std::array<prometheus::Counter*, kNumCodes> handled;
-    prometheus::Histogram* seconds;
+    Counter started;
+    std::array<Counter, kNumCodes> handled;
+    Histogram seconds;
   };
-  static CallMetrics MakeCall(prometheus::Registry& registry, Method method);
-  void ObserveStage(Stage stage, uint64_t nanoseconds);
+  CallMetrics AddCall(Method method);
+  void ObserveStage(Stage stage, uint64_t nanoseconds) {
+    metrics_.Observe(stages_[static_cast<size_t>(stage)], nanoseconds);
+  }
 
+  ShardedMetrics metrics_;
   std::array<CallMetrics, kNumMethods> calls_;
-  std::array<prometheus::Histogram*, kNumStages> stages_;
-  prometheus::Histogram* items_;
-  prometheus::Histogram* batch_requests_;
-  prometheus::Histogram* batch_sequences_;
-  prometheus::Histogram* batch_tokens_;
-  std::array<prometheus::Counter*, kNumBatchClosed> batch_closed_;
-  std::array<prometheus::Counter*, kernels::kNumKernels> launches_;
-  std::map<v1::RefusalReason, prometheus::Counter*> refused_;
-  prometheus::Counter* expired_;
-  prometheus::Counter* cancelled_before_launch_;
-  prometheus::Counter* cancelled_after_launch_;
-  prometheus::Counter* connections_refused_;
+  std::array<Histogram, kNumStages> stages_;
+  Histogram items_;
+  Histogram batch_requests_;
+  Histogram batch_sequences_;
+  Histogram batch_tokens_;
+  std::array<Counter, kNumBatchClosed> batch_closed_;
+  std::array<Counter, kernels::kNumKernels> launches_;
+  std::map<v1::RefusalReason, Counter> refused_;
+  Counter expired_;
+  Counter cancelled_before_launch_;
+  Counter cancelled_after_launch_;
+  Counter connections_refused_;
 };
 
 }  // namespace nsa::metadata::server

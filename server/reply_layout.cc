@@ -4,6 +4,7 @@
 #include <google/protobuf/wire_format_lite.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <span>
 #include <string>
@@ -23,8 +24,13 @@ constexpr size_t kScalars = 106;
 // What a stream's message has around a whole reply: last_chunk 1 + 1, and the tag and length of the reply 1 + 5.
 constexpr size_t kStreamHead = 8;
 static_assert(kStreamHead + kScalars + kTagAndLength <= kAlignment);
-// What a chunk has besides its arrays' values: first_token 1 + 10, and what is counted above.
-constexpr size_t kChunkHead = 11 + kStreamHead + kScalars + kernels::kNumOutputs * kTagAndLength;
+// first_token 1 + 10.
+constexpr size_t kFirstToken = 11;
+// What a chunk has besides its arrays' values.
+constexpr size_t kChunkHead = kFirstToken + kStreamHead + kScalars + kernels::kNumOutputs * kTagAndLength;
+
+// An array up to this size is moved up to the one before it: below it that costs less than a slice of its own.
+constexpr size_t kMovedBytes = 4096;
 
 constexpr size_t AlignUp(size_t offset) { return (offset + kAlignment - 1) / kAlignment * kAlignment; }
 
@@ -35,6 +41,11 @@ uint32_t Tag(kernels::Output output) {
 
 size_t HeadBytes(kernels::Output output, size_t bytes) {
   return CodedOutputStream::VarintSize32(Tag(output)) + CodedOutputStream::VarintSize32(static_cast<uint32_t>(bytes));
+}
+
+uint8_t* WriteLength(int field, size_t bytes, uint8_t* to) {
+  to = WireFormatLite::WriteTagToArray(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED, to);
+  return CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), to);
 }
 
 uint8_t* WriteHead(kernels::Output output, size_t bytes, uint8_t* to) {
@@ -49,17 +60,14 @@ std::string ArrayHead(kernels::Output output, size_t bytes) {
 
 // What comes before the fields of an ExpandResponse of `bytes` bytes in the message of a stream.
 std::string StreamHead(int64_t first_token, bool last, size_t bytes) {
-  v1::ExpandStreamResponse fields;
-  fields.set_first_token(first_token);
-  fields.set_last_chunk(last);
-  std::string head = fields.SerializeAsString();
-  uint8_t around[kStreamHead];
-  uint8_t* end =
-      CodedOutputStream::WriteVarint32ToArray(WireFormatLite::MakeTag(v1::ExpandStreamResponse::kExpansionFieldNumber,
-                                                                      WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
-                                              around);
-  end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), end);
-  return head.append(around, end);
+  uint8_t head[kStreamHead + kFirstToken];
+  uint8_t* end = head;
+  if (first_token != 0) {
+    end = WireFormatLite::WriteInt64ToArray(v1::ExpandStreamResponse::kFirstTokenFieldNumber, first_token, end);
+  }
+  if (last) end = WireFormatLite::WriteBoolToArray(v1::ExpandStreamResponse::kLastChunkFieldNumber, true, end);
+  end = WriteLength(v1::ExpandStreamResponse::kExpansionFieldNumber, bytes, end);
+  return std::string(head, end);
 }
 
 grpc::ByteBuffer Buffer(std::span<const grpc::Slice> slices, OutputPool& pool) {
@@ -70,6 +78,23 @@ grpc::ByteBuffer Buffer(std::span<const grpc::Slice> slices, OutputPool& pool) {
 }
 
 }  // namespace
+
+std::string ReplyScalars::Encode() const {
+  uint8_t bytes[kScalars];
+  uint8_t* end = bytes;
+  if (request_id != 0) {
+    end = WireFormatLite::WriteUInt64ToArray(v1::ExpandResponse::kRequestIdFieldNumber, request_id, end);
+  }
+  if (total_tokens != 0) {
+    end = WireFormatLite::WriteInt64ToArray(v1::ExpandResponse::kTotalTokensFieldNumber, total_tokens, end);
+  }
+  if (mode != 0) end = WireFormatLite::WriteEnumToArray(v1::ExpandResponse::kModeFieldNumber, mode, end);
+  if (timing != nullptr) {
+    end = WriteLength(v1::ExpandResponse::kTimingFieldNumber, timing->ByteSizeLong(), end);
+    end = timing->SerializeWithCachedSizesToArray(end);
+  }
+  return std::string(bytes, end);
+}
 
 ReplyLayout::ReplyLayout(kernels::OutputSet outputs, int64_t num_sequences, int64_t total_tokens)
     : total_tokens_(total_tokens), block_bytes_(kAlignment), wire_bytes_(kScalars) {
@@ -92,46 +117,59 @@ kernels::OutputPointers ReplyLayout::Pointers(uint8_t* base) const {
   return out;
 }
 
-Messages ReplyLayout::Frame(Framing framing, const v1::ExpandResponse& scalars, const OutputPermit& permit,
+Messages ReplyLayout::Frame(Framing framing, const ReplyScalars& scalars, const OutputPermit& permit,
                             OutputPool& pool) const {
-  size_t bytes = scalars.ByteSizeLong();
+  const std::string head = scalars.Encode();
+  size_t bytes = head.size();
   for (size_t i = 0; i < num_arrays_; ++i) {
     if (arrays_[i].bytes > 0) bytes += HeadBytes(arrays_[i].output, arrays_[i].bytes) + arrays_[i].bytes;
   }
   Messages messages;
   if (framing == Framing::kUnary) {
-    messages.push_back(FrameWhole(scalars.SerializeAsString(), permit, pool));
+    messages.push_back(FrameWhole(head, permit, pool));
   } else if (bytes + kStreamHead <= kMaxChunkBytes || total_tokens_ == 0) {
-    messages.push_back(FrameWhole(StreamHead(0, /*last=*/true, bytes) + scalars.SerializeAsString(), permit, pool));
+    messages.push_back(FrameWhole(StreamHead(0, /*last=*/true, bytes) + head, permit, pool));
   } else {
     for (int64_t begin = 0; begin < total_tokens_;) {
       const int64_t end = std::min(begin + ChunkTokens(begin), total_tokens_);
-      messages.push_back(FrameChunk({begin, end, end == total_tokens_}, scalars, permit, pool));
+      messages.push_back(FrameChunk({begin, end, end == total_tokens_}, head, permit, pool));
       begin = end;
     }
   }
   return messages;
 }
 
-// What comes before each array is written into the room before it, so that both are one slice.
+// What comes before each array is written into the room before it, so that both are one piece.
 grpc::ByteBuffer ReplyLayout::FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const {
-  std::array<grpc::Slice, kernels::kNumOutputs> slices;
-  size_t num_slices = 0;
+  struct Piece {
+    size_t begin;
+    size_t bytes;
+  };
+  absl::InlinedVector<Piece, kernels::kNumOutputs> pieces;
   uint8_t* const base = permit.data();
   for (size_t i = 0; i < num_arrays_; ++i) {
     const Array& array = arrays_[i];
     if (array.bytes == 0) continue;  // proto3 leaves an empty array out
-    const size_t before = num_slices == 0 ? head.size() : 0;
+    const size_t before = pieces.empty() ? head.size() : 0;
     const size_t begin = array.offset - HeadBytes(array.output, array.bytes) - before;
+    const size_t bytes = array.offset + array.bytes - begin;
     head.copy(reinterpret_cast<char*>(base + begin), before);
     WriteHead(array.output, array.bytes, base + begin + before);
-    slices[num_slices++] = permit.Slice(begin, array.offset + array.bytes - begin);
+    if (!pieces.empty() && bytes <= kMovedBytes) {
+      Piece& last = pieces.back();
+      memmove(base + last.begin + last.bytes, base + begin, bytes);
+      last.bytes += bytes;
+    } else {
+      pieces.push_back({begin, bytes});
+    }
   }
-  if (num_slices == 0) {
+  if (pieces.empty()) {
     head.copy(reinterpret_cast<char*>(base), head.size());
-    slices[num_slices++] = permit.Slice(0, head.size());
+    pieces.push_back({0, head.size()});
   }
-  return Buffer({slices.data(), num_slices}, pool);
+  absl::InlinedVector<grpc::Slice, kernels::kNumOutputs> slices;
+  for (const Piece& piece : pieces) slices.push_back(permit.Slice(piece.begin, piece.bytes));
+  return Buffer(slices, pool);
 }
 
 std::pair<int64_t, int64_t> ReplyLayout::Values(const Array& array, const Chunk& chunk) const {
@@ -156,11 +194,11 @@ int64_t ReplyLayout::ChunkTokens(int64_t begin) const {
 }
 
 // The values stay where they are; what comes before them is in slices of its own, since other chunks' values lie there.
-grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const v1::ExpandResponse& scalars,
-                                         const OutputPermit& permit, OutputPool& pool) const {
+grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
+                                         OutputPool& pool) const {
   std::array<grpc::Slice, 2 * kernels::kNumOutputs + 1> slices;
   size_t num_slices = 1;
-  size_t bytes = scalars.ByteSizeLong();
+  size_t bytes = scalars.size();
   for (size_t i = 0; i < num_arrays_; ++i) {
     const auto [first, end] = Values(arrays_[i], chunk);
     if (first == end) continue;
@@ -170,7 +208,7 @@ grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const v1::ExpandRes
     slices[num_slices++] = grpc::Slice(head);
     slices[num_slices++] = permit.Slice(arrays_[i].offset + static_cast<size_t>(first) * sizeof(int32_t), value_bytes);
   }
-  slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars.SerializeAsString());
+  slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars);
   return Buffer({slices.data(), num_slices}, pool);
 }
 

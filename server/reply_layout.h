@@ -18,11 +18,22 @@ namespace nsa::metadata::server {
 // What a reply's message is: an ExpandResponse, or an ExpandStreamResponse around one.
 enum class Framing : uint8_t { kUnary, kStream };
 
+// An ExpandResponse's fields that are no arrays.
+struct ReplyScalars {
+  uint64_t request_id = 0;
+  int64_t total_tokens = 0;
+  v1::SequenceMode mode = v1::SEQUENCE_MODE_UNSPECIFIED;
+  // Null unless it was asked for.
+  const v1::Timing* timing = nullptr;
+
+  std::string Encode() const;
+};
+
 using Messages = absl::InlinedVector<grpc::ByteBuffer, 1>;
 
 // A packed sfixed32 field is a tag, a length and the array's own bytes. So each asked array lies in the blocks with
 // room before it, and its tag and length are written right there once it is computed: a reply is one slice of the
-// blocks per array, nothing is moved.
+// blocks per array, nothing is moved but a small array, up to the one before it, to save a slice.
 class ReplyLayout {
  public:
   ReplyLayout() = default;
@@ -36,10 +47,9 @@ class ReplyLayout {
   // Where each asked output goes in memory that begins at `base`; null where it was not asked.
   kernels::OutputPointers Pointers(uint8_t* base) const;
 
-  // The messages that carry the reply: `scalars` (an ExpandResponse without arrays) and the arrays that were computed
-  // in `permit`. Copies instead of slices when `pool` is scarce.
-  Messages Frame(Framing framing, const v1::ExpandResponse& scalars, const OutputPermit& permit,
-                 OutputPool& pool) const;
+  // The messages that carry the reply: `scalars` and the arrays that were computed in `permit`. Copies instead of
+  // slices when `pool` is scarce. Once only: the arrays may have been moved.
+  Messages Frame(Framing framing, const ReplyScalars& scalars, const OutputPermit& permit, OutputPool& pool) const;
 
   // Replies on a stream over this many bytes go in several messages.
   static constexpr size_t kMaxChunkBytes = size_t{1} << 20;
@@ -58,7 +68,7 @@ class ReplyLayout {
     bool last;
   };
   grpc::ByteBuffer FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const;
-  grpc::ByteBuffer FrameChunk(const Chunk& chunk, const v1::ExpandResponse& scalars, const OutputPermit& permit,
+  grpc::ByteBuffer FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
                               OutputPool& pool) const;
   // The values of an array that a chunk carries: first and past the last.
   std::pair<int64_t, int64_t> Values(const Array& array, const Chunk& chunk) const;

@@ -1,6 +1,5 @@
 #include "server/server.h"
 
-#include <prometheus/registry.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -113,7 +112,6 @@ v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Opti
 struct Server::Parts {
   Options options;
   std::unique_ptr<kernels::Backend> backend;
-  prometheus::Registry registry;
   Gauges gauges;
   ProcessMetrics process;
   std::unique_ptr<Metrics> metrics;
@@ -134,7 +132,7 @@ struct Server::Parts {
 };
 
 absl::Status Server::Parts::MakeCompute() {
-  metrics = std::make_unique<Metrics>(registry);
+  metrics = std::make_unique<Metrics>();
   absl::StatusOr<kernels::HostBuffer> memory = backend->AllocateOutput(options.output_budget_bytes);
   if (!memory.ok()) return memory.status();
   absl::StatusOr<std::shared_ptr<OutputPool>> made = OutputPool::Create(*std::move(memory));
@@ -168,8 +166,9 @@ absl::Status Server::Parts::Listen() {
   health = *std::move(started);
 
   AddGauges();
-  absl::StatusOr<std::unique_ptr<MetricsServer>> http = MetricsServer::Start(
-      *ParseAddress(options.metrics_listen), {&registry, &gauges, &process}, [this] { return ready.load(); });
+  absl::StatusOr<std::unique_ptr<MetricsServer>> http =
+      MetricsServer::Start(*ParseAddress(options.metrics_listen), {&metrics->collectable(), &gauges, &process},
+                           [this] { return ready.load(); });
   if (!http.ok()) return http.status();
   metrics_server = *std::move(http);
   return absl::OkStatus();

@@ -41,7 +41,7 @@ TimePoint UnaryCall::Deadline() const {
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return longest;
   const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
   const auto left_ns = std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
-  return left_ns < longest - arrived_ ? std::min(Clock::now() + left_ns, longest) : longest;
+  return left_ns < longest - arrived_ ? std::min(arrived_ + left_ns, longest) : longest;
 }
 
 void UnaryCall::Send(const grpc::ByteBuffer& reply) {

@@ -1,7 +1,6 @@
 #include "server/batcher.h"
 
 #include <gtest/gtest.h>
-#include <prometheus/registry.h>
 
 #include <deque>
 #include <thread>
@@ -70,8 +69,7 @@ class BatcherTest : public ::testing::Test {
 
   static constexpr Batcher::Options kOptions = {
       .policy = {.max_requests = 1'000, .max_sequences = 1'000, .max_tokens = 1'000}};
-  prometheus::Registry registry_;
-  Metrics metrics_{registry_};
+  Metrics metrics_;
   const std::shared_ptr<OutputPool> pool_ =
       *OutputPool::Create(*kernels::AllocatePageable(256 * OutputPool::kBlockBytes));
   PuppetLane::Strings strings_;

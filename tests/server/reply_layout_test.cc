@@ -35,12 +35,8 @@ std::vector<int32_t> Array(const v1::ExpandResponse& response, kernels::Output o
   return {values.begin(), values.end()};
 }
 
-v1::ExpandResponse LargestScalars() {
-  v1::ExpandResponse scalars;
-  scalars.set_request_id(UINT64_MAX);
-  scalars.set_total_tokens(-1);
-  scalars.set_mode(v1::SEQUENCE_MODE_CAUSAL);
-  v1::Timing& timing = *scalars.mutable_timing();
+v1::Timing LargestTiming() {
+  v1::Timing timing;
   timing.set_parse_ns(UINT64_MAX);
   timing.set_admit_ns(UINT64_MAX);
   timing.set_queue_ns(UINT64_MAX);
@@ -50,7 +46,7 @@ v1::ExpandResponse LargestScalars() {
   timing.set_batch_requests(UINT32_MAX);
   timing.set_batch_tokens(UINT32_MAX);
   timing.set_backend(v1::BACKEND_CPU);
-  return scalars;
+  return timing;
 }
 
 // Computes `request` into a reply and reads it back as any client would.
@@ -65,13 +61,18 @@ void ExpectRoundTrip(const testing::TestRequest& request, OutputPool& pool) {
   ASSERT_TRUE(lane->batch().Add(request.spec, request.extend_seq_lens, request.seq_lens, request.total_tokens(),
                                 layout.Pointers(permit.data())));
   ASSERT_TRUE(lane->Expand().ok());
-  const grpc::ByteBuffer reply = layout.Frame(Framing::kUnary, LargestScalars(), permit, pool).front();
+  const v1::Timing timing = LargestTiming();
+  const ReplyScalars largest = {
+      .request_id = UINT64_MAX, .total_tokens = -1, .mode = v1::SEQUENCE_MODE_CAUSAL, .timing = &timing};
+  const grpc::ByteBuffer reply = layout.Frame(Framing::kUnary, largest, permit, pool).front();
   EXPECT_LE(reply.Length(), layout.wire_bytes());
   v1::ExpandResponse response = Parse(reply);
   for (kernels::Output output : kernels::kAllOutputs) {
     EXPECT_EQ(Array(response, output), want[static_cast<size_t>(output)]) << kernels::OutputName(output);
   }
   EXPECT_EQ(response.request_id(), UINT64_MAX);
+  EXPECT_EQ(response.total_tokens(), -1);
+  EXPECT_EQ(response.mode(), v1::SEQUENCE_MODE_CAUSAL);
   EXPECT_EQ(response.timing().frame_ns(), UINT64_MAX);
 }
 

@@ -1,0 +1,75 @@
+// Counters and histograms that many threads add to at once, each thread in memory of its own: prometheus-cpp's share
+// their memory, which made a dozen observations a call a tenth of the call.
+#pragma once
+
+#include <prometheus/collectable.h>
+#include <prometheus/metric_family.h>
+
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace nsa::metadata::server {
+
+// Add every series, then Seal, then count and observe from any thread.
+class ShardedMetrics final : public prometheus::Collectable {
+ public:
+  using Labels = std::map<std::string, std::string>;
+  struct Counter {
+    size_t cell = 0;
+  };
+  // Of whole numbers. The bounds are first_bound, twice that, and so on.
+  struct Histogram {
+    size_t sum_cell = 0;  // its buckets' cells follow
+    uint64_t first_bound = 1;
+    size_t num_bounds = 0;
+  };
+
+  Counter AddCounter(const std::string& name, const std::string& help, const Labels& labels);
+  // `unit` is what an observed 1 is in the metric's own unit.
+  Histogram AddHistogram(const std::string& name, const std::string& help, const Labels& labels, uint64_t first_bound,
+                         size_t num_bounds, double unit);
+  void Seal();
+
+  void Increment(const Counter& counter) { Add(counter.cell, 1); }
+  void Observe(const Histogram& histogram, uint64_t value) {
+    // 0 up to the first bound, 1 up to twice that, …; num_bounds beyond the last.
+    const size_t bucket = value == 0 ? 0 : std::bit_width((value - 1) / histogram.first_bound);
+    Add(histogram.sum_cell, value);
+    Add(histogram.sum_cell + 1 + std::min(bucket, histogram.num_bounds), 1);
+  }
+
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  static constexpr size_t kShards = 16;
+  struct Series {
+    size_t family;
+    Labels labels;
+    Histogram histogram;  // of a counter only sum_cell is set
+    double unit;
+  };
+
+  // The calling thread's shard.
+  static size_t ThisShard() {
+    static std::atomic<size_t> next{0};
+    thread_local const size_t shard = next.fetch_add(1, std::memory_order_relaxed) % kShards;
+    return shard;
+  }
+  void Add(size_t cell, uint64_t value) { shards_[ThisShard()][cell].fetch_add(value, std::memory_order_relaxed); }
+  uint64_t Sum(size_t cell) const;
+  size_t FamilyOf(const std::string& name, const std::string& help, prometheus::MetricType type);
+
+  std::vector<prometheus::MetricFamily> families_;  // without their metrics
+  std::vector<Series> series_;
+  size_t num_cells_ = 0;
+  std::array<std::unique_ptr<std::atomic<uint64_t>[]>, kShards> shards_;
+};
+
+}  // namespace nsa::metadata::server
