@@ -1,5 +1,6 @@
 #include "server/batch_queue.h"
 
+#include <algorithm>
 #include <utility>
 
 namespace nsa::metadata::server {
@@ -12,6 +13,7 @@ int64_t Sequences(const Task& task) { return static_cast<int64_t>(task.expansion
 void BatchQueue::Push(std::unique_ptr<Task> task) {
   sequences_ += Sequences(*task);
   tokens_ += task->expansion.total_tokens;
+  first_deadline_ = std::min(first_deadline_, task->deadline);
   tasks_.push_back(std::move(task));
 }
 
@@ -31,11 +33,24 @@ BatchClosed BatchQueue::ClosedBefore(const Task& next, const Batch& batch) const
 TimePoint BatchQueue::ReadyAt() const {
   if (tasks_.empty()) return TimePoint::max();
   const TimePoint first = tasks_.front()->times.admitted;
-  return Full() ? first : first + policy_.delay;
+  if (Full() || policy_.delay == Clock::duration::zero()) return first;
+  return std::min(first + policy_.delay, LastMoment());
+}
+
+TimePoint BatchQueue::LastMoment() const {
+  if (first_deadline_ == TimePoint::max()) return first_deadline_;
+  return first_deadline_ - work_.For(tokens_) - kOnTheWay;
 }
 
 Batch BatchQueue::Take(TimePoint now) {
   Batch batch;
+  if (policy_.delay > Clock::duration::zero() && !tasks_.empty()) {
+    if (now >= tasks_.front()->times.admitted + policy_.delay) {
+      batch.closed = BatchClosed::kDelay;
+    } else if (now >= LastMoment()) {
+      batch.closed = BatchClosed::kDeadline;
+    }
+  }
   while (!tasks_.empty()) {
     std::unique_ptr<Task>& next = tasks_.front();
     const int64_t sequences = Sequences(*next);
@@ -46,8 +61,10 @@ Batch BatchQueue::Take(TimePoint now) {
     } else if (next->cancelled()) {
       batch.cancelled.push_back(std::move(next));
     } else {
-      batch.closed = ClosedBefore(*next, batch);
-      if (batch.closed != BatchClosed::kQueueEmpty) break;
+      if (const BatchClosed full = ClosedBefore(*next, batch); full != BatchClosed::kQueueEmpty) {
+        batch.closed = full;
+        break;
+      }
       batch.num_sequences += sequences;
       batch.total_tokens += tokens;
       batch.tasks.push_back(std::move(next));
@@ -56,6 +73,8 @@ Batch BatchQueue::Take(TimePoint now) {
     sequences_ -= sequences;
     tokens_ -= tokens;
   }
+  first_deadline_ = TimePoint::max();
+  for (const auto& task : tasks_) first_deadline_ = std::min(first_deadline_, task->deadline);
   return batch;
 }
 

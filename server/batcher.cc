@@ -59,9 +59,12 @@ size_t Batcher::queue_requests() const {
 void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
   for (int batches = 0;;) {
     Batch batch = queue_.Take(now);
+    const int64_t tokens = batch.total_tokens;
     mutex_.Unlock();
     Run(*lane, std::move(batch), now);
     mutex_.Lock();
+    // Only where batches are kept waiting does it matter how long they take.
+    if (options_.policy.delay > Clock::duration::zero()) queue_.NoteWork(tokens, Clock::now() - now);
     if (queue_.size() == 0 || ++batches == limit) break;
     now = Clock::now();
     if (!Ready(now) && !stopping_) break;

@@ -56,7 +56,7 @@ ABSL_FLAG(int64_t, max_batch_requests, kDefault.batch.max_batch_requests, "Reque
 ABSL_FLAG(int64_t, max_batch_sequences, kDefault.batch.max_batch_sequences, "Sequences a batch");
 ABSL_FLAG(int64_t, max_batch_tokens, kDefault.batch.max_batch_tokens, "Tokens a batch");
 ABSL_FLAG(absl::Duration, batch_delay, kDefault.batch.batch_delay,
-          "How long a request may wait for others while a lane is free");
+          "How long a request may wait for others while a lane is free, if its deadline allows it; 0: not at all");
 ABSL_FLAG(int64_t, max_queue_requests, kDefault.batch.max_queue_requests, "Requests that may wait for a lane");
 ABSL_FLAG(int64_t, output_budget_bytes, kDefault.output_budget_bytes,
           "Bytes of replies in the server at once, in blocks of 64 KiB");

@@ -31,8 +31,8 @@ std::string_view CodeName(size_t code) {
 constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "ExpandStream", "GetServerInfo", "other"};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
-constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty", "max_sequences", "max_tokens",
-                                                                   "max_requests"};
+constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty",  "max_sequences", "max_tokens",
+                                                                   "max_requests", "delay",         "deadline"};
 
 }  // namespace
 

@@ -105,6 +105,63 @@ TEST_F(BatchQueueTest, WaitsForItsFirstRequestsDelayUnlessItIsFull) {
   EXPECT_LE(queue.ReadyAt(), now_ + milliseconds(4)) << "a full batch has nothing to wait for";
 }
 
+TEST_F(BatchQueueTest, DoesNotWaitForMoreThanTheFirstDeadlineAllows) {
+  BatchQueue queue({.max_requests = 100, .max_sequences = 100, .max_tokens = 100, .delay = milliseconds(50)});
+  for (int i = 0; i < 100; ++i) queue.NoteWork(/*tokens=*/2, milliseconds(3));
+  queue.Push(Make(1, now_));
+  auto urgent = Make(1, now_ + milliseconds(2));
+  urgent->deadline = now_ + milliseconds(10);
+  queue.Push(std::move(urgent));
+  const TimePoint ready = queue.ReadyAt();
+  EXPECT_LT(ready, now_ + milliseconds(10) - milliseconds(3)) << "the work takes 3 ms, and the answer has a way to go";
+  EXPECT_GT(ready, now_ + milliseconds(4)) << "closed far too early";
+  const Batch batch = queue.Take(ready);
+  EXPECT_EQ(batch.tasks.size(), 2u);
+  EXPECT_EQ(batch.closed, BatchClosed::kDeadline);
+
+  queue.Push(Make(1, now_));
+  EXPECT_EQ(queue.ReadyAt(), now_ + milliseconds(50)) << "a deadline that has left the queue still binds it";
+  EXPECT_EQ(queue.Take(now_ + milliseconds(50)).closed, BatchClosed::kDelay);
+}
+
+TEST_F(BatchQueueTest, KnowsTheFirstDeadlineOfWhatABatchLeavesBehind) {
+  BatchQueue queue({.max_requests = 2, .max_sequences = 100, .max_tokens = 100, .delay = milliseconds(50)});
+  queue.Push(Make(1, now_));
+  queue.Push(Make(1, now_));
+  auto urgent = Make(1, now_);
+  urgent->deadline = now_ + milliseconds(20);
+  queue.Push(std::move(urgent));
+  EXPECT_EQ(queue.Take(now_).closed, BatchClosed::kMaxRequests);
+  ASSERT_EQ(queue.size(), 1u);
+  EXPECT_LT(queue.ReadyAt(), now_ + milliseconds(20));
+  EXPECT_GT(queue.ReadyAt(), now_);
+}
+
+TEST(WorkEstimateTest, IsZeroUntilSomethingWasMeasured) {
+  EXPECT_EQ(WorkEstimate().For(1000), Clock::duration::zero());
+}
+
+TEST(WorkEstimateTest, ComesToWhatIsMeasuredAndFollowsIt) {
+  WorkEstimate work;
+  for (int i = 0; i < 100; ++i) work.Add(1000, milliseconds(4));
+  EXPECT_NEAR(std::chrono::duration<double>(work.For(1000)).count(), 4e-3, 1e-4);
+  for (int i = 0; i < 100; ++i) work.Add(1000, milliseconds(1));
+  EXPECT_NEAR(std::chrono::duration<double>(work.For(1000)).count(), 1e-3, 1e-4);
+}
+
+TEST(WorkEstimateTest, AllowsForHowMuchTheWorkVaries) {
+  WorkEstimate work;
+  for (int i = 0; i < 100; ++i) work.Add(1000, milliseconds(i % 2 == 0 ? 1 : 3));
+  EXPECT_GT(work.For(1000), milliseconds(3)) << "half of the batches would be late";
+}
+
+TEST(WorkEstimateTest, GrowsWithTheTokensFromASmallerSizeAndNotFromALargerOne) {
+  WorkEstimate work;
+  for (int i = 0; i < 200; ++i) work.Add(1000, milliseconds(1));
+  EXPECT_NEAR(std::chrono::duration<double>(work.For(8000)).count(), 8e-3, 1e-3);
+  EXPECT_NEAR(std::chrono::duration<double>(work.For(10)).count(), 1e-3, 1e-4);
+}
+
 TEST(TaskTest, IsRefusedWhenNobodyAnswersIt) {
   RecordingResponder responder;
   { Task().AnswerTo(responder); }
