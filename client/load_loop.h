@@ -84,7 +84,7 @@ class LoadLoop {
   const Schedule& schedule() const { return schedule_; }
   // The slot's request has ended; its next one may begin before this returns. Any thread.
   void Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome);
-  // These two on the loop's thread.
+  // These two on the loop's thread. For unary calls; the second for streams.
   ReplyCheck& check() { return check_; }
   void CallClosed();
 

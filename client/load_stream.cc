@@ -33,6 +33,7 @@ class StreamCall final : public LoadCall {
   grpc::ClientContext context_;
   std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
   grpc::ByteBuffer incoming_;
+  ReplyCheck check_;  // of its own: other streams' items have the same ids
   grpc::Status status_;
   std::vector<ItemSlot*> slots_;
   LoadTag started_{[this](bool ok) { OnStarted(ok); }};
@@ -60,7 +61,8 @@ class ItemSlot final : public LoadSlot {
   const grpc::ByteBuffer request_;
 };
 
-StreamCall::StreamCall(LoadLoop& loop, const std::shared_ptr<grpc::Channel>& channel) : loop_(loop), stub_(channel) {
+StreamCall::StreamCall(LoadLoop& loop, const std::shared_ptr<grpc::Channel>& channel)
+    : loop_(loop), stub_(channel), check_(loop.request()) {
   const LoadClock::duration left = loop.schedule().end - LoadClock::now();
   context_.set_deadline(std::chrono::system_clock::now() + left + loop.schedule().timeout);
   stream_ = stub_.PrepareCall(&context_, "/nsa.metadata.v1.MetadataService/ExpandStream", &loop.queue());
@@ -108,7 +110,7 @@ void StreamCall::OnRead(bool ok) {
     stream_->Finish(&status_, &finished_);
     return;
   }
-  const std::optional<Outcome> outcome = loop_.check().Stream(incoming_);
+  const std::optional<Outcome> outcome = check_.Stream(incoming_);
   incoming_.Clear();
   stream_->Read(&incoming_, &read_);
   if (!outcome) return;

@@ -1,8 +1,9 @@
 // Runs the program nsa-metadata against a server in this process.
+#include "tests/client/program.h"
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -16,22 +17,6 @@ namespace nsa::metadata::client {
 namespace {
 
 using ::testing::HasSubstr;
-
-struct Outcome {
-  int exit_code = -1;
-  // Both stdout and stderr.
-  std::string output;
-};
-
-// Runs the program; `arguments` go through a shell.
-Outcome RunProgram(const std::string& arguments) {
-  Outcome outcome;
-  FILE* const pipe = popen((std::string(NSA_METADATA_PROGRAM) + " " + arguments + " 2>&1").c_str(), "r");
-  char buffer[4096];
-  while (const size_t bytes = fread(buffer, 1, sizeof(buffer), pipe)) outcome.output.append(buffer, bytes);
-  outcome.exit_code = WEXITSTATUS(pclose(pipe));
-  return outcome;
-}
 
 std::string Expand(const FakeServer& server, const std::string& more = "") {
   return "expand --target " + server.target() + " --extend_seq_lens 3,2 --seq_lens 10,4 --mode causal " + more;

@@ -148,6 +148,31 @@ TEST(RefusalOverTheWireTest, ARequestWhoseDeadlinePassesInTheQueueIsNotLaunched)
   EXPECT_EQ(gate.requests(), 2) << "the expired request was launched";
 }
 
+TEST(RefusalOverTheWireTest, ARequestWhoseTimeInTheServerPassesInTheQueueIsNotLaunched) {
+  testing::Gate gate;
+  server::Options options = testing::LoopbackOptions();
+  options.lanes = 1;
+  options.completion_queues = 2;
+  options.max_rpc_duration = absl::Milliseconds(50);
+  RunningServer server(options, testing::MakeGatedBackend(gate));
+  std::thread holder([&] { EXPECT_TRUE(Call(*server.Stub(), Good()).status.ok()); });
+  gate.AwaitStarted(1);
+  grpc::Status status;
+  std::thread late([&] { status = Call(*server.Stub(), Good()).status; });
+  const auto waiting = [&] {
+    return testing::MetricValue(testing::HttpGet(server.server().metrics_address(), "/metrics"),
+                                "nsa_metadata_queue_requests");
+  };
+  while (waiting() < 1) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));  // its time passes
+  gate.Open();
+  holder.join();
+  late.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << status.error_message();
+  EXPECT_EQ(ErrorInfoOf(status), "DEADLINE  0 0");
+  EXPECT_EQ(gate.requests(), 1) << "the expired request was launched";
+}
+
 TEST(RefusalOverTheWireTest, BadRequestsChangeNothingForGoodOnes) {
   RunningServer server;
   constexpr int kThreads = 11;

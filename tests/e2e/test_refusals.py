@@ -53,10 +53,6 @@ def counted(server, codes, reasons):
     assert growth(reasons_before, reasons_after) == reasons
 
 
-def launches(server):
-    return server.metrics().total("nsa_metadata_kernel_launches_total")
-
-
 def waiting(server):
     return server.metrics().total("nsa_metadata_queue_requests")
 
@@ -375,24 +371,13 @@ def test_a_slow_reader_holds_its_part_of_the_budget_until_it_reads(stubs, pb):
         assert high_water <= server.metrics().total("nsa_metadata_output_blocks")
 
 
-def test_nothing_is_launched_once_max_rpc_duration_is_over(stubs, pb):
-    with Server("--max_rpc_duration=100ms", "--batch_delay=1s") as server, channel(server.address) as on:
-        with counted(server, {grpc.StatusCode.DEADLINE_EXCEEDED: 1}, {"deadline": 1}):
-            refusal = refused(stubs.rpc.MetadataServiceStub(on).Expand, ask(pb, **LENGTHS))
-        assert refusal.code == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert refusal.reason == "DEADLINE"
-        assert server.metrics().total("nsa_metadata_expired_total") == 1
-        assert launches(server) == 0
-
-
-def test_nothing_is_launched_once_the_callers_deadline_is_over(stubs, pb):
-    with Server("--batch_delay=1s") as server, channel(server.address) as on:
-        stub = stubs.rpc.MetadataServiceStub(on)
-        with counted(server, {grpc.StatusCode.DEADLINE_EXCEEDED: 1}, {"deadline": 1}):
-            call = submit(server, stub.Expand, ask(pb, **LENGTHS), now_waiting=1, timeout=0.3)
-            assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert server.metrics().total("nsa_metadata_expired_total") == 1
-        assert launches(server) == 0
+def test_a_batch_that_waits_for_others_is_closed_in_time_for_its_first_deadline(stubs, pb):
+    with Server("--batch_delay=20s") as server, channel(server.address) as on:
+        request = ask(pb, **LENGTHS)
+        response = stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=0.5)
+        assert_right(response, request, "REPEAT")
+        closed = server.settled_metrics().by("reason", "nsa_metadata_batch_closed_total")
+        assert closed == {"deadline": 1}
 
 
 def test_nothing_is_launched_for_a_caller_that_gave_up(stubs, pb):
