@@ -1,0 +1,173 @@
+"""The calls."""
+
+import json
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import grpc
+from numpy.typing import ArrayLike
+
+from nsa_metadata.enums import Mode, Output
+from nsa_metadata.errors import error_of
+from nsa_metadata.expansion import Expansion, decode
+from nsa_metadata.request import asked_outputs, encode
+
+_SERVICE = "nsa.metadata.v1.MetadataService"
+# gRPC doesn't repeat a call whose request is larger than its buffer, by default 256 KiB; the service takes 1 MiB.
+_RETRY_BUFFER_BYTES = 2 << 20
+
+
+class Client:
+    """Calls a server. Thread-safe: threads share one client and its connections.
+
+    Calls that end UNAVAILABLE are sent again, up to `max_attempts` times in all, and no others: the server was not
+    reached, or may take the same request later. The wait before the second attempt is about 50 ms at most; it doubles
+    with each further one, up to about 1 s; the server's own hint of when to come back goes before it.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float | None = 30.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        max_attempts: int = 4,
+        max_receive_message_bytes: int = 4 << 20,
+    ) -> None:
+        """Does not block: connections are made by the first calls.
+
+        target: a gRPC name, as "host:port", "dns:///host:port" or "unix:/path"; calls go round the addresses it
+            resolves to.
+        timeout: seconds a call may take, all attempts together; None: only the server's own limit.
+        credentials: None: plain text.
+        max_attempts: attempts a call, the first included, 1 to 5; 1: no retries.
+        max_receive_message_bytes: the largest reply accepted, 1 or more.
+
+        ValueError names the argument that is out of range.
+        """
+        if not target:
+            raise ValueError('the target is empty, want a name as "host:port"')
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"timeout is {timeout}, want more than 0 or None")
+        if not 1 <= max_attempts <= 5:
+            raise ValueError(f"max_attempts is {max_attempts}, want 1 to 5")
+        if max_receive_message_bytes < 1:
+            raise ValueError(f"max_receive_message_bytes is {max_receive_message_bytes}, want 1 or more")
+        options = [
+            ("grpc.service_config", _service_config(max_attempts)),
+            # The policy above is the only one: no answer of a name server's can replace it.
+            ("grpc.service_config_disable_resolution", 1),
+            ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+            ("grpc.max_receive_message_length", max_receive_message_bytes),
+            # Clients of the same target and options would share a connection otherwise.
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
+        self._timeout = timeout
+        self._channel = (
+            grpc.insecure_channel(target, options)
+            if credentials is None
+            else grpc.secure_channel(target, credentials, options)
+        )
+        # Bytes both ways.
+        self._expand: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{_SERVICE}/Expand")
+
+    def expand(
+        self,
+        extend_seq_lens: ArrayLike,
+        seq_lens: ArrayLike,
+        *,
+        nsa_index_topk: int = 0,
+        mode: Mode,
+        outputs: Iterable[Output] | None = None,
+        request_id: int = 0,
+        include_timing: bool = False,
+        timeout: float | None = None,
+    ) -> Expansion:
+        """Expands one request. Blocks until the answer or the deadline.
+
+        extend_seq_lens: [num_sequences], tokens: how many tokens sequence b extends by. Any integers; a contiguous
+            int32 array is taken as it is.
+        seq_lens: [num_sequences], tokens: how long sequence b is.
+        nsa_index_topk: the bound in nsa_cache_seqlens = min(seqlens_expanded, nsa_index_topk); at least 1 when an
+            output that needs it is asked.
+        mode: has no default: engines differ in it, and the wrong one gives wrong lengths without an error.
+        outputs: the arrays to compute, of OUTPUTS. None or empty: seqlens_expanded and nsa_cache_seqlens.
+        request_id: any uint64, returned in the answer.
+        include_timing: whether the answer says where its time went.
+        timeout: seconds, all attempts together; goes before the client's. Negative: already passed.
+
+        Raises Refused, Unreachable, DeadlineExceeded, or Error for what else can happen to a call. What the wire can't
+        hold is not sent: ValueError names the argument, index, value and limit of what does not fit int32, a wrong
+        shape or an unknown name, TypeError what is no integer. ValueError also after close().
+        """
+        asked = asked_outputs(outputs)
+        request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
+        return _expansion(lambda: self._expand(request, timeout=self._seconds(timeout)), asked)
+
+    def expand_async(
+        self,
+        extend_seq_lens: ArrayLike,
+        seq_lens: ArrayLike,
+        *,
+        nsa_index_topk: int = 0,
+        mode: Mode,
+        outputs: Iterable[Output] | None = None,
+        request_id: int = 0,
+        include_timing: bool = False,
+        timeout: float | None = None,
+    ) -> Future[Expansion]:
+        """The same without blocking; asyncio.wrap_future makes the result awaitable.
+
+        The arrays may change as soon as this returns. ValueError and TypeError come at once, the other errors from the
+        future. Its callbacks run on a thread of gRPC's and must not block. Cancelling it cancels the call.
+        """
+        asked = asked_outputs(outputs)
+        request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
+        call = self._expand.future(request, timeout=self._seconds(timeout))
+        future: Future[Expansion] = Future()
+
+        def finish(call: Any) -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(_expansion(call.result, asked))
+            except Exception as error:
+                future.set_exception(error)
+
+        future.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
+        call.add_done_callback(finish)
+        return future
+
+    def close(self) -> None:
+        """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing."""
+        self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        return self._timeout if timeout is None else timeout
+
+
+def _expansion(reply: Callable[[], bytes], asked: tuple[Output, ...]) -> Expansion:
+    try:
+        return decode(reply(), asked)
+    except grpc.RpcError as failure:
+        raise error_of(failure) from failure
+
+
+def _service_config(max_attempts: int) -> str:
+    method: dict[str, Any] = {"name": [{"service": _SERVICE}]}
+    if max_attempts > 1:
+        method["retryPolicy"] = {
+            "maxAttempts": max_attempts,
+            "initialBackoff": "0.05s",
+            "maxBackoff": "1s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
