@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -72,6 +73,11 @@ class OutputSet {
   constexpr void Add(Output output) { bits_ |= Bit(output); }
   constexpr bool Has(Output output) const { return (bits_ & Bit(output)) != 0; }
   constexpr bool HasAny(OutputSet other) const { return (bits_ & other.bits_) != 0; }
+  // Calls `f` with each output in it, in the order of the enum.
+  template <typename F>
+  constexpr void ForEach(F f) const {
+    for (uint16_t left = bits_; left != 0; left &= left - 1) f(static_cast<Output>(std::countr_zero(left)));
+  }
   constexpr bool empty() const { return bits_ == 0; }
   constexpr uint16_t bits() const { return bits_; }
   friend constexpr bool operator==(OutputSet, OutputSet) = default;

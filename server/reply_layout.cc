@@ -98,15 +98,14 @@ std::string ReplyScalars::Encode() const {
 
 ReplyLayout::ReplyLayout(kernels::OutputSet outputs, int64_t num_sequences, int64_t total_tokens)
     : total_tokens_(total_tokens), block_bytes_(kAlignment), wire_bytes_(kScalars) {
-  for (kernels::Output output : kernels::kAllOutputs) {
-    if (!outputs.Has(output)) continue;
+  outputs.ForEach([&](kernels::Output output) {
     const size_t bytes = sizeof(int32_t) * kernels::OutputLength(output, num_sequences, total_tokens);
     const size_t offset = num_arrays_ == 0 ? kAlignment : AlignUp(block_bytes_ + kTagAndLength);
     const bool per_token = output != kernels::Output::kCuSeqlensQ && output != kernels::Output::kCuSeqlensK;
     arrays_[num_arrays_++] = {output, offset, bytes, per_token};
     block_bytes_ = offset + bytes;
     if (bytes > 0) wire_bytes_ += HeadBytes(output, bytes) + bytes;
-  }
+  });
 }
 
 kernels::OutputPointers ReplyLayout::Pointers(uint8_t* base) const {

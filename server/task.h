@@ -9,6 +9,7 @@
 #include "server/clock.h"
 #include "server/codec.h"
 #include "server/output_pool.h"
+#include "server/recycled.h"
 #include "server/refusal.h"
 
 namespace nsa::metadata::server {
@@ -36,7 +37,7 @@ struct StageTimes {
 
 // Answers exactly once: with Reply, with Refuse, or, when neither was called, INTERNAL from the destructor. Not
 // thread-safe.
-class Task {
+class Task : public Recycled<Task> {
  public:
   Task() : arena_(ArenaOn(first_bytes_)) {}
   ~Task() {

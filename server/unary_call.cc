@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "server/admission.h"
 #include "server/call_metadata.h"
+#include "server/recycled.h"
 #include "server/task.h"
 
 namespace nsa::metadata::server {
@@ -84,7 +85,7 @@ void UnaryCall::Unref() {
 
 namespace {
 
-class ExpandCall final : public UnaryCall, public Responder {
+class ExpandCall final : public UnaryCall, public Responder, public Recycled<ExpandCall> {
  public:
   ExpandCall(CallContext& context, grpc::ServerCompletionQueue& queue) : UnaryCall(Method::kExpand, context, queue) {
     AwaitCall();
