@@ -50,6 +50,8 @@ class BatchQueue {
 
   void Push(std::unique_ptr<Task> task);
   size_t size() const { return tasks_.size(); }
+  // Of all that wait.
+  int64_t total_tokens() const { return tokens_; }
 
   // When the next batch may be taken: at once when one is full, else when its first request has waited for the delay,
   // or earlier, so that every request in it is answered within its deadline. TimePoint::max() when nothing waits.

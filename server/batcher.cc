@@ -41,8 +41,8 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   (*task)->times.admitted = now;
   queue_.Push(std::move(*task));
   if (free_lanes_.empty()) return std::nullopt;  // a thread that is busy now takes it when it is done
-  if (!Ready(now)) {
-    changed_.Signal();  // a worker keeps the delay
+  if (!Ready(now) || queue_.total_tokens() > options_.max_inline_tokens) {
+    changed_.Signal();  // a worker keeps the delay, or does the work
     return std::nullopt;
   }
   kernels::Lane* lane = free_lanes_.back();
@@ -151,12 +151,12 @@ void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t 
                                 .total_tokens = e.total_tokens,
                                 .mode = static_cast<v1::SequenceMode>(e.spec.mode),
                                 .timing = e.include_timing ? &timing : nullptr};
-  const Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
+  Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
   metrics_.TaskDone({.parse_ns = Nanoseconds(times.arrived, times.parsed),
                      .admit_ns = Nanoseconds(times.parsed, times.admitted),
                      .queue_ns = queue_ns,
                      .frame_ns = Nanoseconds(done, Clock::now())});
-  task.Reply(reply);
+  task.Reply(std::move(reply));
 }
 
 }  // namespace nsa::metadata::server

@@ -18,7 +18,8 @@
 
 namespace nsa::metadata::server {
 
-// The thread that submits a request runs it itself when a lane is free, and answers it: no hand-off, no timer. While
+// The thread that submits a request runs it itself when a lane is free, and answers it: no hand-off, no timer; only a
+// large one is a worker's. While
 // all lanes are busy requests wait, and whoever finishes a batch takes what arrived meanwhile as its next one. A thread
 // that has run a few batches for others passes its lane to a worker and returns to its own callers. Thread-safe.
 class Batcher {
@@ -26,6 +27,8 @@ class Batcher {
   struct Options {
     BatchPolicy policy;
     size_t max_queue_requests = 4'096;
+    // A batch of more tokens goes to a worker, since it would keep the submitter from its other calls.
+    int64_t max_inline_tokens = 131'072;
   };
 
   // `lanes` hold batches of up to policy.max_sequences sequences; at least one.

@@ -20,7 +20,7 @@ struct Expansion {
   uint64_t request_id = 0;
   bool include_timing = false;
   kernels::RequestSpec spec;
-  // [num_sequences] each; they lie in the arena the request was decoded on.
+  // [num_sequences] each; they lie in the request they were read from, or in the Task that took them.
   std::span<const int32_t> extend_seq_lens;
   std::span<const int32_t> seq_lens;
   int64_t total_tokens = 0;

@@ -44,10 +44,9 @@ ABSL_FLAG(int64_t, cuda_device, kDefault.cuda_device, "The CUDA device");
 ABSL_FLAG(std::string, kernel, kDefault.kernel, "The device's kernel: adaptive, threshold, linear or binary");
 ABSL_FLAG(int64_t, kernel_threshold, kDefault.kernel_threshold,
           "With --kernel=threshold: linear search up to this many sequences, binary search above");
-ABSL_FLAG(int64_t, lanes, kDefault.lanes,
-          "Batches computed at once; 0: one a completion queue, at least 8 on a device");
+ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a core, at least 8 on a device");
 ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
-          "gRPC completion queues, a thread each; 0: one a core");
+          "gRPC completion queues, a thread each; 0: one for two cores");
 ABSL_FLAG(int64_t, max_sequences, kDefault.request.max_sequences, "Sequences a request");
 ABSL_FLAG(int64_t, max_tokens, kDefault.request.max_tokens, "Tokens a request");
 ABSL_FLAG(int64_t, max_reply_bytes, kDefault.request.max_reply_bytes, "Bytes of a reply");

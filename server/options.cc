@@ -113,7 +113,7 @@ absl::Status Validate(const Options& o) {
 
 Options Resolve(Options options) {
   const int64_t cores = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
-  if (options.completion_queues == 0) options.completion_queues = std::min<int64_t>(cores, 64);
+  if (options.completion_queues == 0) options.completion_queues = std::clamp<int64_t>(cores / 2, 1, 64);
   if (options.connection.max_connections == 0) {
     rlimit descriptors = {};
     getrlimit(RLIMIT_NOFILE, &descriptors);

@@ -59,9 +59,10 @@ struct Options {
   std::string kernel = "adaptive";
   // For "threshold": linear search up to this many sequences, binary search above.
   int64_t kernel_threshold = 16;
-  // Batches computed at once. 0: as many as there are completion queues, at least 8 on a device.
+  // Batches computed at once. 0: one a core, at least 8 on a device.
   int64_t lanes = 0;
-  // Completion queues, a thread each. 0: one a core.
+  // Completion queues, a thread each. 0: one for two cores: gRPC's threads hand each other the events of all
+  // connections, so that a thread a core costs more of a call's time than it brings (tests/bench/results).
   int64_t completion_queues = 0;
 
   RequestLimits request;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -51,12 +52,13 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const Options& opt
   return cpu;
 }
 
-// More than a device's queues, so that copies and kernels of different batches overlap.
+// So that copies and kernels of different batches overlap.
 constexpr int64_t kDeviceLanes = 8;
+constexpr int64_t kMostLanes = 64;
 
-int64_t LanesFor(const kernels::Backend& backend, const Options& options) {
-  const bool on_device = backend.kind() == kernels::BackendKind::kCuda;
-  return on_device ? std::max(kDeviceLanes, options.completion_queues) : options.completion_queues;
+int64_t LanesFor(const kernels::Backend& backend) {
+  const int64_t cores = std::clamp<int64_t>(std::thread::hardware_concurrency(), 1, kMostLanes);
+  return backend.kind() == kernels::BackendKind::kCuda ? std::max(kDeviceLanes, cores) : cores;
 }
 
 absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::Backend& backend,
@@ -227,7 +229,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
   auto parts = std::make_unique<Parts>();
   parts->options = Resolve(options);
   parts->backend = std::move(backend);
-  if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend, parts->options);
+  if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend);
   if (absl::Status status = parts->MakeCompute(); !status.ok()) return status;
   if (absl::Status status = parts->Listen(); !status.ok()) return status;
   if (absl::Status status = parts->BuildServer(); !status.ok()) return status;

@@ -19,12 +19,33 @@
 #include "server/mutex.h"
 #include "server/options.h"
 #include "server/output_pool.h"
+#include "server/reply_message.h"
 
 namespace nsa::metadata::server {
 
 // Bytes in, bytes out: replies are sent from the blocks they were computed in.
-using AsyncService = v1::MetadataService::WithRawMethod_Expand<v1::MetadataService::WithRawMethod_ExpandStream<
-    v1::MetadataService::WithRawMethod_GetServerInfo<v1::MetadataService::Service>>>;
+class AsyncService final
+    : public v1::MetadataService::WithRawMethod_Expand<v1::MetadataService::WithRawMethod_ExpandStream<
+          v1::MetadataService::WithRawMethod_GetServerInfo<v1::MetadataService::Service>>> {
+ public:
+  using UnaryWriter = grpc::ServerAsyncResponseWriter<ReplyMessage>;
+  using Stream = grpc::ServerAsyncReaderWriter<ReplyMessage, grpc::ByteBuffer>;
+
+  // As the generated ones, whose messages are grpc::ByteBuffers both ways. The numbers are the methods' places in the
+  // proto.
+  void RequestExpand(grpc::ServerContext* context, grpc::ByteBuffer* request, UnaryWriter* writer,
+                     grpc::ServerCompletionQueue* queue, void* tag) {
+    RequestAsyncUnary(0, context, request, writer, queue, queue, tag);
+  }
+  void RequestExpandStream(grpc::ServerContext* context, Stream* stream, grpc::ServerCompletionQueue* queue,
+                           void* tag) {
+    RequestAsyncBidiStreaming(1, context, stream, queue, queue, tag);
+  }
+  void RequestGetServerInfo(grpc::ServerContext* context, grpc::ByteBuffer* request, UnaryWriter* writer,
+                            grpc::ServerCompletionQueue* queue, void* tag) {
+    RequestAsyncUnary(2, context, request, writer, queue, queue, tag);
+  }
+};
 
 class StreamCall;
 

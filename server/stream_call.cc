@@ -23,7 +23,7 @@ Refusal Draining() {
 
 StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
-  context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, &queue_, Started(&arrived_tag_));
+  context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, Started(&arrived_tag_));
 }
 
 void StreamCall::OnArrived(bool ok) {
@@ -66,19 +66,20 @@ void StreamCall::OnRead(bool ok) {
 void StreamCall::Take(const grpc::ByteBuffer& message) {
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
-  auto* request = google::protobuf::Arena::CreateMessage<v1::ExpandStreamRequest>(&task->arena());
-  if (const std::optional<Refusal> refusal = Decode(message, request)) {
+  // One a thread: it keeps its memory from item to item.
+  thread_local v1::ExpandStreamRequest request;
+  if (const std::optional<Refusal> refusal = Decode(message, &request)) {
     RefuseMessage(0, *refusal);
-  } else if (request->has_cancel_request_id()) {
-    Cancel(request->cancel_request_id());
-  } else if (request->has_expand()) {
-    TakeExpand(std::move(task), *request);
+  } else if (request.has_cancel_request_id()) {
+    Cancel(request.cancel_request_id());
+  } else if (request.has_expand()) {
+    TakeExpand(std::move(task), request);
   } else {
     RefuseMessage(0, Malformed("without an action", static_cast<int64_t>(message.Length())));
   }
 }
 
-void StreamCall::TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRequest& message) {
+void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest& message) {
   const uint64_t id = message.expand().request_id();
   {
     MutexLock lock(&mutex_);
@@ -102,6 +103,7 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRe
   if (refusal) {
     task->Refuse(*refusal);
   } else {
+    task->TakeLengths(message.mutable_expand());
     AdmitOrWait(std::move(task));
   }
 }
@@ -150,12 +152,13 @@ TimePoint StreamCall::DeadlineOf(const v1::ExpandStreamRequest& message, TimePoi
                   arrived + std::chrono::seconds(seconds) + std::chrono::nanoseconds(message.timeout().nanos()));
 }
 
-void StreamCall::Answer(Item& item, const Messages& messages) {
+void StreamCall::Answer(Item& item, Messages messages) {
   {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool last = i + 1 == messages.size();
-      outbox_.push_back({messages[i], item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
+      outbox_.push_back(
+          {ReplyMessage(std::move(messages[i])), item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
     }
     items_.erase(item.id());
     Pump();
@@ -172,7 +175,7 @@ void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   MutexLock lock(&mutex_);
   ++unanswered_;
-  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
+  outbox_.push_back({ReplyMessage(Encode(id, refusal)), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
   Pump();
 }
 

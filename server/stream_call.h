@@ -41,7 +41,7 @@ class StreamCall {
    public:
     Item(StreamCall& call, uint64_t id) : call_(call), id_(id), arrived_(Clock::now()) {}
     bool cancelled() const override { return cancelled_ || call_.caller_gone_; }
-    void Reply(const Messages& reply) override { call_.Answer(*this, reply); }
+    void Reply(Messages reply) override { call_.Answer(*this, std::move(reply)); }
     void Refuse(const Refusal& refusal) override { call_.Refuse(*this, refusal); }
     void Cancel() { cancelled_ = true; }
     uint64_t id() const { return id_; }
@@ -54,7 +54,7 @@ class StreamCall {
     std::atomic<bool> cancelled_{false};
   };
   struct Outgoing {
-    grpc::ByteBuffer message;
+    ReplyMessage message;
     TimePoint item_arrived;
     bool last;  // of its item's
     // The id that the caller may use again once this is written.
@@ -72,14 +72,14 @@ class StreamCall {
   void OnDone(bool ok);
 
   void Take(const grpc::ByteBuffer& message);
-  void TakeExpand(std::unique_ptr<Task> task, const v1::ExpandStreamRequest& message);
+  void TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest& message);
   void Cancel(uint64_t id);
   // Admits `task`, or keeps it to be tried again soon.
   void AdmitOrWait(std::unique_ptr<Task> task);
   // The item's timeout, or max_rpc_duration if that comes first.
   TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
 
-  void Answer(Item& item, const Messages& messages) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Answer(Item& item, Messages messages) ABSL_LOCKS_EXCLUDED(mutex_);
   void Refuse(Item& item, const Refusal& refusal);
   // Refuses what never became an item in flight.
   void RefuseMessage(uint64_t id, const Refusal& refusal);
@@ -97,7 +97,7 @@ class StreamCall {
   CallContext& context_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext server_context_;
-  grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer> stream_{&server_context_};
+  AsyncService::Stream stream_{&server_context_};
   MemberTag<StreamCall> arrived_tag_{this, &StreamCall::OnArrived};
   MemberTag<StreamCall> read_tag_{this, &StreamCall::OnRead};
   MemberTag<StreamCall> retry_tag_{this, &StreamCall::OnRetry};

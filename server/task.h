@@ -1,11 +1,11 @@
 // One admitted request on its way through the server.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <utility>
 
-#include "google/protobuf/arena.h"
-#include "grpcpp/support/byte_buffer.h"
+#include "google/protobuf/repeated_field.h"
 #include "server/clock.h"
 #include "server/codec.h"
 #include "server/output_pool.h"
@@ -20,7 +20,7 @@ class Responder {
  public:
   // Whether the caller is known to have given up. Any thread.
   virtual bool cancelled() const = 0;
-  virtual void Reply(const Messages& reply) = 0;
+  virtual void Reply(Messages reply) = 0;
   virtual void Refuse(const Refusal& refusal) = 0;
 
  protected:
@@ -39,7 +39,7 @@ struct StageTimes {
 // thread-safe.
 class Task : public Recycled<Task> {
  public:
-  Task() : arena_(ArenaOn(first_bytes_)) {}
+  Task() = default;
   ~Task() {
     if (responder_ != nullptr) Refuse(InternalFault("the request was dropped"));
   }
@@ -50,10 +50,10 @@ class Task : public Recycled<Task> {
   void AnswerTo(Responder& responder) { responder_ = &responder; }
   bool has_responder() const { return responder_ != nullptr; }
 
-  // Memory for the request's message.
-  google::protobuf::Arena& arena() { return arena_; }
+  // Makes the lengths that `expansion` has in `request` this object's own.
+  void TakeLengths(v1::ExpandRequest* request);
   bool cancelled() const { return responder_->cancelled(); }
-  void Reply(const Messages& reply) { std::exchange(responder_, nullptr)->Reply(reply); }
+  void Reply(Messages reply) { std::exchange(responder_, nullptr)->Reply(std::move(reply)); }
   void Refuse(const Refusal& refusal) { std::exchange(responder_, nullptr)->Refuse(refusal); }
 
   Expansion expansion;
@@ -62,18 +62,28 @@ class Task : public Recycled<Task> {
   StageTimes times;
 
  private:
-  // Enough for the lengths of some hundred sequences without an allocation.
-  static constexpr size_t kFirstBytes = 2048;
-  static google::protobuf::ArenaOptions ArenaOn(char* first_bytes) {
-    google::protobuf::ArenaOptions options;
-    options.initial_block = first_bytes;
-    options.initial_block_size = kFirstBytes;
-    return options;
-  }
+  // Both arrays of some hundred sequences; those of more stay in the memory they were decoded to.
+  static constexpr size_t kLengthsHere = 256;
 
   Responder* responder_ = nullptr;
-  alignas(8) char first_bytes_[kFirstBytes];
-  google::protobuf::Arena arena_;
+  google::protobuf::RepeatedField<int32_t> extend_seq_lens_;
+  google::protobuf::RepeatedField<int32_t> seq_lens_;
+  int32_t lengths_[kLengthsHere];
 };
+
+inline void Task::TakeLengths(v1::ExpandRequest* request) {
+  const size_t num_sequences = expansion.seq_lens.size();
+  if (2 * num_sequences <= kLengthsHere) {
+    std::copy_n(expansion.extend_seq_lens.begin(), num_sequences, lengths_);
+    std::copy_n(expansion.seq_lens.begin(), num_sequences, lengths_ + num_sequences);
+    expansion.extend_seq_lens = {lengths_, num_sequences};
+    expansion.seq_lens = {lengths_ + num_sequences, num_sequences};
+  } else {
+    extend_seq_lens_.Swap(request->mutable_extend_seq_lens());
+    seq_lens_.Swap(request->mutable_seq_lens());
+    expansion.extend_seq_lens = {extend_seq_lens_.data(), num_sequences};
+    expansion.seq_lens = {seq_lens_.data(), num_sequences};
+  }
+}
 
 }  // namespace nsa::metadata::server

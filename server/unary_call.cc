@@ -40,15 +40,19 @@ TimePoint UnaryCall::Deadline() const {
   const TimePoint longest = arrived_ + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
   const gpr_timespec deadline = server_context_.raw_deadline();
   if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return longest;
+  if (deadline.clock_type == GPR_CLOCK_MONOTONIC) {  // our clock
+    const auto since = std::chrono::seconds(deadline.tv_sec) + std::chrono::nanoseconds(deadline.tv_nsec);
+    return std::min(TimePoint(since), longest);
+  }
   const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
   const auto left_ns = std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
   return left_ns < longest - arrived_ ? std::min(arrived_ + left_ns, longest) : longest;
 }
 
-void UnaryCall::Send(const grpc::ByteBuffer& reply) {
+void UnaryCall::Send(grpc::ByteBuffer reply) {
   answered_ = Clock::now();
   code_ = grpc::StatusCode::OK;
-  writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
+  writer_.Finish(ReplyMessage(std::move(reply)), grpc::Status::OK, Started(&sent_tag_));
 }
 
 void UnaryCall::SendRefusal(const Refusal& refusal) {
@@ -92,12 +96,12 @@ class ExpandCall final : public UnaryCall, public Responder, public Recycled<Exp
   }
 
   bool cancelled() const override { return caller_gone(); }
-  void Reply(const Messages& reply) override { Send(reply.front()); }
+  void Reply(Messages reply) override { Send(std::move(reply.front())); }
   void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
 
  private:
   void Request(void* tag) override {
-    context_.service.RequestExpand(&server_context_, &request_, &writer_, &queue_, &queue_, tag);
+    context_.service.RequestExpand(&server_context_, &request_, &writer_, &queue_, tag);
   }
   void MakeSuccessor() override { new ExpandCall(context_, queue_); }
   void Handle() override;
@@ -108,9 +112,11 @@ void ExpandCall::Handle() {
   task->AnswerTo(*this);
   task->times.arrived = arrived();
   task->deadline = Deadline();
-  auto* request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&task->arena());
-  std::optional<Refusal> refusal = Decode(request_, request);
-  if (!refusal) refusal = Validate(*request, context_.options.request, Framing::kUnary, &task->expansion);
+  // One a thread: it keeps its memory from call to call.
+  thread_local v1::ExpandRequest request;
+  std::optional<Refusal> refusal = Decode(request_, &request);
+  if (!refusal) refusal = Validate(request, context_.options.request, Framing::kUnary, &task->expansion);
+  if (!refusal) task->TakeLengths(&request);
   request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
@@ -130,7 +136,7 @@ class GetServerInfoCall final : public UnaryCall {
 
  private:
   void Request(void* tag) override {
-    context_.service.RequestGetServerInfo(&server_context_, &request_, &writer_, &queue_, &queue_, tag);
+    context_.service.RequestGetServerInfo(&server_context_, &request_, &writer_, &queue_, tag);
   }
   void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
   void Handle() override {

@@ -34,7 +34,7 @@ class UnaryCall {
 
   void AwaitCall();
   // Any thread. The object may be gone when they return.
-  void Send(const grpc::ByteBuffer& reply);
+  void Send(grpc::ByteBuffer reply);
   void SendRefusal(const Refusal& refusal);
 
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
@@ -46,7 +46,7 @@ class UnaryCall {
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext server_context_;
   grpc::ByteBuffer request_;
-  grpc::ServerAsyncResponseWriter<grpc::ByteBuffer> writer_{&server_context_};
+  AsyncService::UnaryWriter writer_{&server_context_};
 
  private:
   void OnArrived(bool ok);

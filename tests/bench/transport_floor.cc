@@ -19,11 +19,12 @@
 #include "client/bench_request.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
+#include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/acceptor.h"
 #include "server/address.h"
 #include "server/completion_queue.h"
 #include "server/connection_arguments.h"
-#include "server/service.h"
+#include "server/options.h"
 
 ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:0"}, "As the server's");
 ABSL_FLAG(int64_t, completion_queues, 0, "As the server's");
@@ -38,8 +39,11 @@ using grpc::experimental::ExternalConnectionAcceptor;
 // As the service's, see server/service.cc.
 constexpr int kCallsWaiting = 32;
 
+using EchoService = v1::MetadataService::WithRawMethod_Expand<
+    v1::MetadataService::WithRawMethod_ExpandStream<v1::MetadataService::Service>>;
+
 struct Echo {
-  server::AsyncService service;
+  EchoService service;
   grpc::ByteBuffer unary_reply;
   // What a stream's message has before its id's three bytes, and after them. The latter is as large as the reply.
   std::string stream_head;

@@ -85,6 +85,23 @@ TEST_F(BatcherTest, RunsOnTheSubmittersThreadWhenALaneIsFree) {
   EXPECT_TRUE(responder.reply().has_value());
 }
 
+TEST_F(BatcherTest, LeavesALargeBatchToAWorker) {
+  Batcher::Options options = kOptions;
+  options.max_inline_tokens = 1;
+  MakeBatcher(options);
+  RecordingResponder small;
+  RecordingResponder large;
+  strings_.Allow(1);
+  EXPECT_FALSE(Submit(small));
+  EXPECT_EQ(small.answers(), 1) << "the answer was to be there when Submit returned";
+  std::unique_ptr<Task> task = MakeTask(large, *pool_, /*sequences=*/2);
+  EXPECT_FALSE(batcher_->Submit(&task)) << "it was to be taken";
+  EXPECT_EQ(large.answers(), 0) << "its lane is held: who submitted it was not to wait";
+  strings_.Allow(1);
+  large.AwaitAnswer();
+  EXPECT_TRUE(large.reply().has_value());
+}
+
 TEST_F(BatcherTest, TakesWhatArrivedWhileItsLaneWasBusyAsOneBatch) {
   MakeBatcher(kOptions);
   std::deque<RecordingResponder> responders(6);

@@ -17,7 +17,7 @@ namespace nsa::metadata::server {
 class RecordingResponder final : public Responder {
  public:
   bool cancelled() const override { return cancelled_; }
-  void Reply(const Messages& reply) override {
+  void Reply(Messages reply) override {
     MutexLock lock(&mutex_);
     ++answers_;
     answered_.SignalAll();
@@ -63,13 +63,14 @@ inline std::unique_ptr<Task> MakeTask(RecordingResponder& responder, OutputPool&
                                       TimePoint admitted = TimePoint()) {
   auto task = std::make_unique<Task>();
   task->AnswerTo(responder);
-  v1::ExpandRequest* request = google::protobuf::Arena::CreateMessage<v1::ExpandRequest>(&task->arena());
+  v1::ExpandRequest request;
   for (int64_t b = 0; b < sequences; ++b) {
-    request->add_extend_seq_lens(1);
-    request->add_seq_lens(static_cast<int32_t>(100 + b));
+    request.add_extend_seq_lens(1);
+    request.add_seq_lens(static_cast<int32_t>(100 + b));
   }
-  request->set_nsa_index_topk(2048);
-  Validate(*request, {}, Framing::kUnary, &task->expansion);
+  request.set_nsa_index_topk(2048);
+  Validate(request, {}, Framing::kUnary, &task->expansion);
+  task->TakeLengths(&request);
   task->permit = pool.Reserve(task->expansion.layout.block_bytes());
   task->times.admitted = admitted;
   return task;

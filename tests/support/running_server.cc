@@ -19,6 +19,8 @@ server::Options LoopbackOptions() {
   options.listen = {"127.0.0.1:0"};
   options.health_listen = "127.0.0.1:0";
   options.metrics_listen = "127.0.0.1:0";
+  // A test that holds a lane may hold the thread of a queue.
+  options.completion_queues = 2;
   return options;
 }
 
