@@ -1,14 +1,21 @@
 #include "server/refusal.h"
 
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "google/protobuf/any.pb.h"
+#include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/util/time_util.h"
+#include "google/protobuf/wire_format_lite.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 
 namespace nsa::metadata::server {
 namespace {
+
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedOutputStream;
 
 // The reason's name without its prefix.
 std::string ReasonName(v1::RefusalReason reason) {
@@ -18,6 +25,39 @@ std::string ReasonName(v1::RefusalReason reason) {
 
 void SetDuration(std::chrono::milliseconds from, google::protobuf::Duration* to) {
   *to = google::protobuf::util::TimeUtil::MillisecondsToDuration(from.count());
+}
+
+// The details are written as bytes: a message packed in a message three deep, with a map, was a quarter of what this
+// server itself does for a refused call.
+void AppendTag(int field, WireFormatLite::WireType type, std::string* to) {
+  uint8_t tag[5];
+  uint8_t* const end = WireFormatLite::WriteTagToArray(field, type, tag);
+  to->append(tag, end);
+}
+
+// A string, bytes or message field.
+void AppendField(int field, std::string_view bytes, std::string* to) {
+  AppendTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED, to);
+  uint8_t size[5];
+  uint8_t* const end = CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes.size()), size);
+  to->append(size, end);
+  to->append(bytes);
+}
+
+// An entry of ErrorInfo's map.
+void AppendMetadata(std::string_view key, std::string_view value, std::string* info) {
+  std::string entry;
+  AppendField(1, key, &entry);
+  AppendField(2, value, &entry);
+  AppendField(google::rpc::ErrorInfo::kMetadataFieldNumber, entry, info);
+}
+
+// A google.protobuf.Any among a google.rpc.Status's details.
+void AppendDetail(std::string_view type, std::string_view message, std::string* status) {
+  std::string any;
+  AppendField(google::protobuf::Any::kTypeUrlFieldNumber, std::string("type.googleapis.com/").append(type), &any);
+  AppendField(google::protobuf::Any::kValueFieldNumber, message, &any);
+  AppendField(google::rpc::Status::kDetailsFieldNumber, any, status);
 }
 
 }  // namespace
@@ -64,32 +104,35 @@ Refusal InternalFault(std::string message) {
 }
 
 grpc::Status ToStatus(const Refusal& refusal) {
-  google::rpc::Status status;
-  status.set_code(refusal.code);
-  status.set_message(refusal.message);
+  using Status = google::rpc::Status;
+  using ErrorInfo = google::rpc::ErrorInfo;
+  using BadRequest = google::rpc::BadRequest;
+  std::string info;
+  AppendField(ErrorInfo::kReasonFieldNumber, ReasonName(refusal.reason), &info);
+  AppendField(ErrorInfo::kDomainFieldNumber, kErrorDomain, &info);
+  AppendMetadata("field", refusal.field, &info);
+  AppendMetadata("value", std::to_string(refusal.value), &info);
+  AppendMetadata("limit", std::to_string(refusal.limit), &info);
 
-  google::rpc::ErrorInfo info;
-  info.set_domain(kErrorDomain);
-  info.set_reason(ReasonName(refusal.reason));
-  auto& metadata = *info.mutable_metadata();
-  metadata["field"] = refusal.field;
-  metadata["value"] = std::to_string(refusal.value);
-  metadata["limit"] = std::to_string(refusal.limit);
-  status.add_details()->PackFrom(info);
-
+  std::string status;
+  AppendTag(Status::kCodeFieldNumber, WireFormatLite::WIRETYPE_VARINT, &status);
+  status.push_back(static_cast<char>(refusal.code));
+  AppendField(Status::kMessageFieldNumber, refusal.message, &status);
+  AppendDetail("google.rpc.ErrorInfo", info, &status);
   if (!refusal.field.empty()) {
-    google::rpc::BadRequest bad_request;
-    auto* violation = bad_request.add_field_violations();
-    violation->set_field(refusal.field);
-    violation->set_description(refusal.message);
-    status.add_details()->PackFrom(bad_request);
+    std::string violation;
+    AppendField(BadRequest::FieldViolation::kFieldFieldNumber, refusal.field, &violation);
+    AppendField(BadRequest::FieldViolation::kDescriptionFieldNumber, refusal.message, &violation);
+    std::string bad_request;
+    AppendField(BadRequest::kFieldViolationsFieldNumber, violation, &bad_request);
+    AppendDetail("google.rpc.BadRequest", bad_request, &status);
   }
   if (refusal.retry_after.count() > 0) {
     google::rpc::RetryInfo retry;
     SetDuration(refusal.retry_after, retry.mutable_retry_delay());
-    status.add_details()->PackFrom(retry);
+    AppendDetail("google.rpc.RetryInfo", retry.SerializeAsString(), &status);
   }
-  return grpc::Status(refusal.code, refusal.message, status.SerializeAsString());
+  return grpc::Status(refusal.code, refusal.message, status);
 }
 
 v1::Refusal ToProto(const Refusal& refusal, uint64_t request_id) {

@@ -15,6 +15,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/parse.h"
 #include "absl/flags/usage.h"
+#include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "client/bench_request.h"
 #include "grpcpp/security/server_credentials.h"
@@ -239,7 +240,7 @@ int Serve() {
                              .refused = [] {}},
                             std::move(listeners));
   acceptor.Start();
-  for (const std::string& address : addresses) fprintf(stderr, "transport_floor serving: grpc=%s\n", address.c_str());
+  fprintf(stderr, "transport_floor serving: grpc=%s\n", absl::StrJoin(addresses, ",").c_str());
   int signal = 0;
   sigwait(&signals, &signal);
   // Nothing is to be drained.

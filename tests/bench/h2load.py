@@ -1,12 +1,10 @@
-"""Measures a Triton server that runs triton_models/expand under the load of `nsa-metadata bench`, as one JSON object.
+"""Measures a server under the request of `nsa-metadata bench`, sent by h2load, as one JSON object.
 
-`nsa-metadata bench` does not speak Triton's protocol. So this takes the request that it sends, rewrites it as the bytes
-of a ModelInferRequest, and lets h2load, an HTTP/2 load generator in C, send these over and over. A reply is compared
-with the specification before the load and after it, and every one under it has to be of that reply's size: h2load
-counts an error as a success, since gRPC's status is not HTTP's.
-
-h2load does less for a call than gRPC's client and so leaves a server more of the machine. With --service=expand it
-sends the same request to a server of this project's own protocol: compare Triton with what that gives.
+h2load, an HTTP/2 load generator in C, does less for a call than gRPC's client and so leaves a server more of the machine.
+It also reaches Triton, whose protocol `nsa-metadata bench` does not speak: with --service=triton the same request is
+rewritten as a ModelInferRequest for triton_models/expand. A reply is compared with the specification before the load and
+after it, and all under it have to be of that reply's size together: h2load counts an error as a success, since gRPC's
+status is not HTTP's. With --bad the request has a negative length, and every call has to be refused.
 """
 
 import argparse
@@ -23,12 +21,11 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2 as kserve
 
-import stubs
-
-sys.path.insert(0, str(stubs.REPOSITORY / "tests" / "e2e"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "peers"), str(HERE.parent / "e2e")]
 import reference  # noqa: E402
+import stubs  # noqa: E402
 
 BUILD = Path(os.environ.get("NSA_METADATA_BUILD", stubs.REPOSITORY / "build" / "release"))
 EXPAND = "/nsa.metadata.v1.MetadataService/Expand"
@@ -87,13 +84,16 @@ class TritonCall:
     path = MODEL_INFER
 
     def __init__(self, request, recorded, pb):
+        from tritonclient.grpc import service_pb2 as kserve  # only where Triton is measured
+
+        self._kserve = kserve
         infer = kserve.ModelInferRequest(model_name="expand")
         self._add(infer, "lengths", [list(request.extend_seq_lens), list(request.seq_lens)])
         self._add(infer, "settings", [request.nsa_index_topk, request.mode])
         self.message = infer.SerializeToString()
 
     def outputs(self, reply):
-        response = kserve.ModelInferResponse.FromString(reply)
+        response = self._kserve.ModelInferResponse.FromString(reply)
         contents = zip(response.outputs, response.raw_output_contents)
         return {output.name: np.frombuffer(content, np.int32) for output, content in contents}
 
@@ -123,6 +123,18 @@ def verified_reply(target, call, request):
     return reply
 
 
+def refused(target, call):
+    """Makes sure that a call is refused for its content."""
+    with grpc.insecure_channel(target) as channel:
+        try:
+            channel.unary_unary(call.path)(call.message, timeout=10)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+                return
+            sys.exit(f"{target} answered {error.code().name}: {error.details()}")
+    sys.exit(f"{target} did not refuse the request")
+
+
 def h2load(flags, call, body, *more):
     """What h2load prints."""
     # The windows are those of a gRPC client on loopback: never what a reply waits for.
@@ -150,7 +162,7 @@ def measure(flags, call, reply):
         # A line a request: when it began, its HTTP status, how long it took.
         micros = np.loadtxt(log, dtype=np.int64, usecols=2, ndmin=1)
     received = int(re.search(r"\((\d+)\) data", printed)[1])
-    expected = requests * (PREFIX.size + len(reply))
+    expected = 0 if reply is None else requests * (PREFIX.size + len(reply))
     if f"{requests} succeeded" not in printed or received != expected:
         sys.exit(f"{received} bytes of replies, want {expected}; h2load printed:\n{printed}")
     return requests, rate(printed), micros
@@ -163,13 +175,14 @@ def rate(printed):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", required=True, help="the server, as host:port")
-    parser.add_argument("--service", choices=CALLS, default="triton", help="the protocol that it speaks")
+    parser.add_argument("--service", choices=CALLS, default="expand", help="the protocol that it speaks")
     parser.add_argument("--num_sequences", type=int, default=4, help="as nsa-metadata bench's")
     parser.add_argument("--reply_bytes", type=int, default=142, help="as nsa-metadata bench's")
     parser.add_argument("--mode", choices=("causal", "repeat"), default="causal", help="as nsa-metadata bench's")
     parser.add_argument("--in_flight", type=int, default=1, help="requests under way at once")
     parser.add_argument("--channels", type=int, default=1, help="connections")
     parser.add_argument("--duration", type=float, default=2, help="how long to measure, about, seconds")
+    parser.add_argument("--bad", action="store_true", help="send what has to be refused")
     flags = parser.parse_args()
     if flags.in_flight % flags.channels:
         parser.error("in_flight has to be a multiple of channels")
@@ -180,15 +193,19 @@ def main():
     shape = ("num_sequences", "reply_bytes", "mode")
     recorded = benchs_request([f"--{name}={getattr(flags, name)}" for name in shape])
     request = pb.ExpandRequest.FromString(recorded)
+    if flags.bad:
+        request.extend_seq_lens[0] = -1
+        recorded = request.SerializeToString()
     call = CALLS[flags.service](request, recorded, pb)
-    reply = verified_reply(flags.target, call, request)
+    check = (lambda: refused(flags.target, call)) if flags.bad else (lambda: verified_reply(flags.target, call, request))
+    reply = check()
     requests, calls_per_s, micros = measure(flags, call, reply)
-    verified_reply(flags.target, call, request)
+    check()
     latency = {name: float(np.percentile(micros, percent)) for name, percent in PERCENTILES.items()}
     report = {
         "num_sequences": len(request.seq_lens),
         "total_tokens": sum(request.extend_seq_lens),
-        "reply_bytes": len(reply),
+        "reply_bytes": 0 if reply is None else len(reply),
         "channels": flags.channels,
         "in_flight": flags.in_flight,
         "requests": requests,
