@@ -53,7 +53,9 @@ void Tally::Count(const absl::Status& status, int64_t reply_tokens, const std::s
     ++ok;
     tokens += reply_tokens;
   } else {
-    ++(ViolationOf(status).has_value() ? refused : errors)[ReasonOf(status)];
+    const std::string reason = ReasonOf(status);
+    ++(ViolationOf(status).has_value() ? refused : errors)[reason];
+    messages.try_emplace(reason, status.message());
   }
   if (!difference.empty()) {
     ++wrong;
@@ -72,6 +74,7 @@ void Tally::Merge(const Tally& other) {
   }
   for (const auto& [reason, count] : other.refused) refused[reason] += count;
   for (const auto& [code, count] : other.errors) errors[code] += count;
+  messages.insert(other.messages.begin(), other.messages.end());
   latencies.insert(latencies.end(), other.latencies.begin(), other.latencies.end());
   exit_code = Worse(exit_code, other.exit_code);
 }
@@ -94,6 +97,7 @@ std::string TallyText(const Tally& tally, bool verified) {
   absl::StrAppend(&text, "wrong     ", verified ? absl::StrCat(tally.wrong) : "not checked", "\n");
   absl::StrAppend(&text, "refused   ", CountsText(tally.refused), "\n");
   absl::StrAppend(&text, "errors    ", CountsText(tally.errors), "\n");
+  for (const auto& [reason, message] : tally.messages) absl::StrAppend(&text, "  ", reason, ": ", message, "\n");
   absl::StrAppendFormat(&text, "time      %.3f s, %.0f calls/s, %.0f tokens/s\n", SecondsOf(tally.wall),
                         PerSecond(tally.requests, tally), PerSecond(tally.tokens, tally));
   absl::StrAppend(&text, "latency  ");
@@ -109,6 +113,9 @@ void AddTally(const Tally& tally, bool verified, JsonObject& json) {
   json.Add("requests", tally.requests).Add("ok", tally.ok).Add("tokens", tally.tokens);
   json.Add("verified", verified).Add("wrong", tally.wrong).AddJson("differences", JsonArray(tally.differences));
   json.Add("refused", CountsJson(tally.refused)).Add("errors", CountsJson(tally.errors));
+  JsonObject messages;
+  for (const auto& [reason, message] : tally.messages) messages.Add(reason, message);
+  json.Add("messages", messages);
   json.Add("wall_s", SecondsOf(tally.wall)).Add("calls_per_s", PerSecond(tally.requests, tally));
   json.Add("tokens_per_s", PerSecond(tally.tokens, tally)).Add("latency_us", latency);
 }

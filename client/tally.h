@@ -24,6 +24,8 @@ struct Tally {
   // Requests that the service refused, by reason, and that failed otherwise, by code.
   std::map<std::string, int64_t> refused;
   std::map<std::string, int64_t> errors;
+  // What the first refusal of each reason and the first error of each code said.
+  std::map<std::string, std::string> messages;
   // From the call to its outcome, whatever it was; in ascending order once Finish was called.
   std::vector<std::chrono::nanoseconds> latencies;
   std::chrono::nanoseconds wall = {};
@@ -42,7 +44,8 @@ struct Tally {
   double LatencyUs(double quantile) const;
 };
 
-// Lines for people, one for each kind of outcome and one each for the time and the latencies.
+// Lines for people, one for each kind of outcome, with what the first refusals and errors said, and one each for the
+// time and the latencies.
 std::string TallyText(const Tally& tally, bool verified);
 
 // Adds the same to a JSON object; latencies in microseconds, null without a request.

@@ -31,6 +31,7 @@ def closed_loops(table, address, size, rounds, unix=False):
             f"{median(map(throughput, got['floor'])):,.0f}",
             f"{median(map(throughput, got['service'])):,.0f}",
             bound(rate, THROUGHPUT[size], at_most=False) if in_flight == 64 and not unix else rate,
+            f"{median(map(latency('p50'), got['floor'])):,.0f}",
             f"{median(map(latency('p50'), got['service'])):,.0f}",
             bound(p50, ALONE[size], at_most=True) if in_flight == 1 and not unix else p50,
             median(ratios(got, "service", "floor", latency("p99"))),
@@ -52,6 +53,7 @@ def streams(table, address, size, rounds):
         f"{median(map(throughput, got['floor'])):,.0f}",
         f"{median(map(throughput, got['service'])):,.0f}",
         bound(median(ratios(got, "service", "floor", throughput)), 0.95, at_most=False),
+        f"{median(map(latency('p50'), got['floor'])):,.0f}",
         f"{median(map(latency('p50'), got['service'])):,.0f}",
         median(ratios(got, "service", "floor", latency("p50"))),
         f"{median(ratios(got, 'service', 'unary', throughput)):.2f} of unary's rate",
@@ -102,7 +104,10 @@ def main():
         tcp = {size: {"floor": floors[size].address, "service": served.address} for size in flags.sizes}
         unix = {size: {"floor": floors[size].unix_address, "service": served.unix_address} for size in flags.sizes}
         capacity = dict.fromkeys(flags.sizes, 40_000)
-        table = Table("load", "reply", "in flight", "floor/s", "service/s", "ratio", "p50 us", "p50 ratio", "p99 ratio")
+        table = Table(
+            *("load", "reply", "in flight", "floor/s", "service/s", "ratio"),
+            *("floor p50 us", "service p50 us", "ratio", "p99 ratio"),
+        )
         for size in flags.sizes:
             if "tcp" in flags.parts:
                 capacity[size] = closed_loops(table, tcp[size], size, flags.rounds)

@@ -1,6 +1,7 @@
 """Starts servers, puts them under load, and keeps the medians: a figure is a ratio within one round of runs that follow
 each other, the median over the rounds, because machines are shared and drift."""
 
+import atexit
 import json
 import os
 import platform
@@ -41,6 +42,7 @@ class Server:
             sys.exit(f"did not start: {' '.join(command)}")
         # What it says later goes nowhere, and must not fill the pipe.
         subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
+        atexit.register(self.process.kill)
 
     def cpu_s(self):
         """Processor seconds so far."""
