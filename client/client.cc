@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "client/prepare_grpc.h"
 #include "client/status.h"
 
 namespace nsa::metadata::client {
@@ -87,6 +88,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& targe
 
 Client::Client(const std::string& target, const ClientOptions& options)
     : timeout_(options.timeout == absl::ZeroDuration() ? absl::InfiniteDuration() : options.timeout) {
+  PrepareGrpc();
   const grpc::ChannelArguments arguments = ChannelArgumentsOf(options);
   for (int i = 0; i < options.channels; ++i) {
     stubs_.push_back(v1::MetadataService::NewStub(grpc::CreateCustomChannel(target, options.credentials, arguments)));

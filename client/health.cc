@@ -2,6 +2,7 @@
 
 #include <grpcpp/create_channel.h>
 
+#include "client/prepare_grpc.h"
 #include "client/status.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 
@@ -27,6 +28,7 @@ std::string ServingStatusName(ServingStatus status) {
 
 absl::StatusOr<ServingStatus> CheckHealth(const std::string& target, const std::string& service,
                                           absl::Duration timeout) {
+  PrepareGrpc();
   grpc::ClientContext context;
   if (timeout != absl::ZeroDuration()) context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   HealthCheckRequest request;

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "client/load_loop.h"
 #include "client/mutex.h"
+#include "client/prepare_grpc.h"
 
 namespace nsa::metadata::client {
 namespace {
@@ -55,6 +56,7 @@ absl::Status Check(const LoadOptions& options) {
 }
 
 std::vector<std::shared_ptr<grpc::Channel>> Connect(const LoadOptions& options) {
+  PrepareGrpc();
   grpc::ChannelArguments arguments;
   // Each a connection of its own, and every refusal seen.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);

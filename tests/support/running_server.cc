@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <utility>
 
+#include "client/prepare_grpc.h"
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
@@ -38,6 +39,7 @@ RunningServer::RunningServer(const server::Options& options, std::unique_ptr<ker
 }
 
 std::shared_ptr<grpc::Channel> RunningServer::Connect() const {
+  client::PrepareGrpc();
   grpc::ChannelArguments arguments;
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetMaxReceiveMessageSize(-1);
