@@ -15,6 +15,9 @@
 namespace nsa::metadata::client {
 namespace {
 
+// What --timeout=0 stands for.
+constexpr absl::Duration kAnyTime = absl::Hours(24);
+
 struct Flags {
   CommonFlags common;
   BenchShape shape;
@@ -43,7 +46,7 @@ void NoteBudget(const Flags& flags, const BenchRequest& request) {
 
 ExitCode RunBench(Flags flags) {
   flags.load.target = flags.common.target;
-  flags.load.timeout = flags.common.timeout;
+  flags.load.timeout = flags.common.timeout == absl::ZeroDuration() ? kAnyTime : flags.common.timeout;
   const absl::StatusOr<BenchRequest> request = BenchRequest::Create(flags.shape);
   if (!request.ok()) return PrintUsageError(request.status());
   NoteBudget(flags, *request);

@@ -1,6 +1,7 @@
 // A place whose requests are unary calls.
 #include <grpcpp/client_context.h>
 
+#include <atomic>
 #include <optional>
 
 #include "client/load_loop.h"
@@ -16,14 +17,18 @@ class CallSlot final : public LoadSlot {
 
  private:
   void Start() override {
+    reader_.reset();  // it lies in the memory of the call that the context holds
     context_.emplace();
     context_->set_deadline(std::chrono::system_clock::now() + loop_.schedule().timeout);
     reader_ = stub_.PrepareUnaryCall(&*context_, kMethod, request_, &loop_.queue());
     reader_->StartCall();
+    started_.store(true, std::memory_order_release);
     reader_->Finish(&reply_, &status_, &ended_);
   }
 
   void OnEnded() {
+    // Another thread may have started it, and its tag came by gRPC alone.
+    started_.exchange(false, std::memory_order_acquire);
     const LoadClock::time_point when = LoadClock::now();
     Outcome outcome;
     if (status_.ok()) {
@@ -39,6 +44,7 @@ class CallSlot final : public LoadSlot {
   LoadLoop& loop_;
   grpc::GenericStub stub_;
   const grpc::ByteBuffer request_;
+  std::atomic<bool> started_{false};
   std::optional<grpc::ClientContext> context_;
   std::unique_ptr<grpc::GenericClientAsyncResponseReader> reader_;
   grpc::ByteBuffer reply_;

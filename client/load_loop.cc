@@ -40,6 +40,8 @@ void LoadLoop::Pace() {
   for (LoadClock::time_point due = schedule_.begin; due < schedule_.end; due += schedule_.interval) {
     std::this_thread::sleep_until(due);
     if (LoadSlot* const slot = Take(due)) slot->Send(due);
+    MutexLock lock(&mutex_);
+    if (server_gone_) break;
   }
   MutexLock lock(&mutex_);
   all_sent_ = true;

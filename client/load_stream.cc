@@ -45,6 +45,7 @@ class StreamCall final : public LoadCall {
   Mutex mutex_;
   std::deque<ItemSlot*> to_write_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = true;  // until the call is started
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
@@ -102,6 +103,7 @@ void StreamCall::OnWritten(bool) {
   MutexLock lock(&mutex_);
   writing_ = false;
   PumpWrite();
+  if (closing_ && !writing_) stream_->WritesDone(&writes_done_);
 }
 
 void StreamCall::OnRead(bool ok) {
@@ -147,6 +149,9 @@ void StreamCall::Close() {
   {
     MutexLock lock(&mutex_);
     if (ended_) return;
+    closing_ = true;
+    // An answer may be here before its request's write is known to be done.
+    if (writing_) return;
   }
   stream_->WritesDone(&writes_done_);
 }

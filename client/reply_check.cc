@@ -92,6 +92,8 @@ std::optional<uint64_t> ReplyCheck::IdIfSame(const grpc::ByteBuffer& bytes) {
   slices_.clear();
   if (!bytes.Dump(&slices_).ok() || slices_.front().size() < id_at_ + kIdBytes) return std::nullopt;
   const grpc::Slice& first = slices_.front();
+  const uint8_t* const id = first.begin() + id_at_;
+  if (id[0] < 0x80 || id[1] < 0x80 || id[2] >= 0x80) return std::nullopt;
   const char* want = right_.data();
   const size_t after_id = id_at_ + kIdBytes;
   if (memcmp(first.begin(), want, id_at_) != 0) return std::nullopt;
@@ -101,7 +103,7 @@ std::optional<uint64_t> ReplyCheck::IdIfSame(const grpc::ByteBuffer& bytes) {
     if (memcmp(slice->begin(), want, slice->size()) != 0) return std::nullopt;
     want += slice->size();
   }
-  return IdOf(first.begin() + id_at_);
+  return IdOf(id);
 }
 
 void ReplyCheck::Learn(const grpc::ByteBuffer& bytes, uint64_t request_id) {

@@ -127,7 +127,7 @@ constexpr int64_t kUnbounded = INT32_MAX;
 
 // For each kind of vector that a processor may have; the loader picks its own. Not for other processors than x86-64,
 // nor under a sanitizer, whose functions can't be called that early.
-#if defined(__x86_64__) && defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 __attribute__((flatten, target_clones("avx512f", "avx2", "default")))
 #endif
 void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {

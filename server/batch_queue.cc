@@ -73,6 +73,7 @@ Batch BatchQueue::Take(TimePoint now) {
     sequences_ -= sequences;
     tokens_ -= tokens;
   }
+  if (policy_.delay == Clock::duration::zero()) return batch;  // nothing waits for its deadline
   first_deadline_ = TimePoint::max();
   for (const auto& task : tasks_) first_deadline_ = std::min(first_deadline_, task->deadline);
   return batch;

@@ -64,8 +64,9 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     Run(*lane, std::move(batch), now);
     mutex_.Lock();
     // Only where batches are kept waiting does it matter how long they take.
-    if (options_.policy.delay > Clock::duration::zero()) queue_.NoteWork(tokens, Clock::now() - now);
+    if (options_.policy.delay > Clock::duration::zero() && tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
     if (queue_.size() == 0 || ++batches == limit) break;
+    if (limit != 0 && queue_.total_tokens() > options_.max_inline_tokens) break;
     now = Clock::now();
     if (!Ready(now) && !stopping_) break;
   }

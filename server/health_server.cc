@@ -13,7 +13,7 @@ namespace nsa::metadata::server {
 namespace {
 
 // A thread that waits inside gRPC polls all of the process's connections, and takes events from the threads that they
-// are for. So this one looks only now and then: a probe waits this long at most, a load pays nothing.
+// are for. So this one looks only now and then: each step of a probe waits this long at most, a load pays nothing.
 constexpr std::chrono::milliseconds kLookEvery(20);
 
 }  // namespace

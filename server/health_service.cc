@@ -23,13 +23,16 @@ constexpr int kChecksWaiting = 4;
 class CheckCall {
  public:
   CheckCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
+    health_.live().Await();
     health_.service().RequestCheck(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
   }
 
  private:
   void OnArrived(bool ok) {
     if (!ok) {  // the server is shut down
+      LiveCalls& live = health_.live();
       delete this;
+      live.NoneCame();
       return;
     }
     health_.live().Begin();
@@ -66,6 +69,7 @@ class CheckCall {
 class WatchCall {
  public:
   WatchCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
+    health_.live().Await();
     context_.AsyncNotifyWhenDone(Started(&done_tag_));
     health_.service().RequestWatch(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
   }
@@ -86,7 +90,9 @@ class WatchCall {
  private:
   void OnArrived(bool ok) {
     if (!ok) {  // the server is shut down; the done tag never comes
+      LiveCalls& live = health_.live();
       delete this;
+      live.NoneCame();
       return;
     }
     health_.live().Begin();

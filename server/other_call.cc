@@ -3,12 +3,15 @@
 namespace nsa::metadata::server {
 
 OtherCall::OtherCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
+  context_.live.Await();
   context_.other_methods.RequestCall(&server_context_, &stream_, &queue_, &queue_, Started(&arrived_tag_));
 }
 
 void OtherCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down
+    LiveCalls& live = context_.live;
     delete this;
+    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();

@@ -70,11 +70,11 @@ std::string StreamHead(int64_t first_token, bool last, size_t bytes) {
   return std::string(head, end);
 }
 
-grpc::ByteBuffer Buffer(std::span<const grpc::Slice> slices, OutputPool& pool) {
+ReplyMessage Message(std::span<const grpc::Slice> slices, OutputPool& pool) {
   if (pool.scarce()) {
-    if (std::optional<grpc::Slice> copy = pool.CopyToHeap(slices)) return {&*copy, 1};
+    if (std::optional<grpc::Slice> copy = pool.CopyToHeap(slices)) return ReplyMessage(&*copy, 1);
   }
-  return {slices.data(), slices.size()};
+  return ReplyMessage(slices.data(), slices.size());
 }
 
 }  // namespace
@@ -139,7 +139,7 @@ Messages ReplyLayout::Frame(Framing framing, const ReplyScalars& scalars, const 
 }
 
 // What comes before each array is written into the room before it, so that both are one piece.
-grpc::ByteBuffer ReplyLayout::FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const {
+ReplyMessage ReplyLayout::FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const {
   struct Piece {
     size_t begin;
     size_t bytes;
@@ -168,7 +168,7 @@ grpc::ByteBuffer ReplyLayout::FrameWhole(const std::string& head, const OutputPe
   }
   absl::InlinedVector<grpc::Slice, kernels::kNumOutputs> slices;
   for (const Piece& piece : pieces) slices.push_back(permit.Slice(piece.begin, piece.bytes));
-  return Buffer(slices, pool);
+  return Message(slices, pool);
 }
 
 std::pair<int64_t, int64_t> ReplyLayout::Values(const Array& array, const Chunk& chunk) const {
@@ -193,8 +193,8 @@ int64_t ReplyLayout::ChunkTokens(int64_t begin) const {
 }
 
 // The values stay where they are; what comes before them is in slices of its own, since other chunks' values lie there.
-grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
-                                         OutputPool& pool) const {
+ReplyMessage ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
+                                     OutputPool& pool) const {
   std::array<grpc::Slice, 2 * kernels::kNumOutputs + 1> slices;
   size_t num_slices = 1;
   size_t bytes = scalars.size();
@@ -208,7 +208,7 @@ grpc::ByteBuffer ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& 
     slices[num_slices++] = permit.Slice(arrays_[i].offset + static_cast<size_t>(first) * sizeof(int32_t), value_bytes);
   }
   slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars);
-  return Buffer({slices.data(), num_slices}, pool);
+  return Message({slices.data(), num_slices}, pool);
 }
 
 }  // namespace nsa::metadata::server

@@ -8,10 +8,10 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
-#include "grpcpp/support/byte_buffer.h"
 #include "kernels/packed_batch.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/output_pool.h"
+#include "server/reply_message.h"
 
 namespace nsa::metadata::server {
 
@@ -29,7 +29,7 @@ struct ReplyScalars {
   std::string Encode() const;
 };
 
-using Messages = absl::InlinedVector<grpc::ByteBuffer, 1>;
+using Messages = absl::InlinedVector<ReplyMessage, 1>;
 
 // A packed sfixed32 field is a tag, a length and the array's own bytes. So each asked array lies in the blocks with
 // room before it, and its tag and length are written right there once it is computed: a reply is one slice of the
@@ -67,9 +67,9 @@ class ReplyLayout {
     int64_t end;
     bool last;
   };
-  grpc::ByteBuffer FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const;
-  grpc::ByteBuffer FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
-                              OutputPool& pool) const;
+  ReplyMessage FrameWhole(const std::string& head, const OutputPermit& permit, OutputPool& pool) const;
+  ReplyMessage FrameChunk(const Chunk& chunk, const std::string& scalars, const OutputPermit& permit,
+                          OutputPool& pool) const;
   // The values of an array that a chunk carries: first and past the last.
   std::pair<int64_t, int64_t> Values(const Array& array, const Chunk& chunk) const;
   // How many tokens fit a chunk that begins at `begin`.

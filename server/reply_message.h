@@ -1,7 +1,7 @@
 // A message to send, given to gRPC without a copy.
 #pragma once
 
-#include <utility>
+#include <cstddef>
 
 #include "grpcpp/impl/codegen/serialization_traits.h"
 #include "grpcpp/support/byte_buffer.h"
@@ -9,9 +9,15 @@
 
 namespace nsa::metadata::server {
 
-// Empty once it was sent: gRPC takes the slices, where of a grpc::ByteBuffer it would make a copy of the list of them.
+// Movable, where a grpc::ByteBuffer can only be copied. Empty once it was sent: gRPC takes its slices.
 struct ReplyMessage {
-  explicit ReplyMessage(grpc::ByteBuffer message) : bytes(std::move(message)) {}
+  ReplyMessage(const grpc::Slice* slices, size_t count) : bytes(slices, count) {}
+  ReplyMessage(ReplyMessage&& other) noexcept { bytes.Swap(&other.bytes); }
+  ReplyMessage& operator=(ReplyMessage&& other) noexcept {
+    bytes.Swap(&other.bytes);
+    return *this;
+  }
+
   mutable grpc::ByteBuffer bytes;
 };
 

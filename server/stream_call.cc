@@ -22,13 +22,16 @@ Refusal Draining() {
 }  // namespace
 
 StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
+  context_.live.Await();
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
   context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, Started(&arrived_tag_));
 }
 
 void StreamCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down; the other tags never come
+    LiveCalls& live = context_.live;
     delete this;
+    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();
@@ -66,8 +69,7 @@ void StreamCall::OnRead(bool ok) {
 void StreamCall::Take(const grpc::ByteBuffer& message) {
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
-  // One a thread: it keeps its memory from item to item.
-  thread_local v1::ExpandStreamRequest request;
+  v1::ExpandStreamRequest request;
   if (const std::optional<Refusal> refusal = Decode(message, &request)) {
     RefuseMessage(0, *refusal);
   } else if (request.has_cancel_request_id()) {
@@ -157,8 +159,7 @@ void StreamCall::Answer(Item& item, Messages messages) {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool last = i + 1 == messages.size();
-      outbox_.push_back(
-          {ReplyMessage(std::move(messages[i])), item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
+      outbox_.push_back({std::move(messages[i]), item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
     }
     items_.erase(item.id());
     Pump();
@@ -168,23 +169,25 @@ void StreamCall::Answer(Item& item, Messages messages) {
 
 void StreamCall::Refuse(Item& item, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
-  Answer(item, {Encode(item.id(), refusal)});
+  Messages answer;
+  answer.push_back(Encode(item.id(), refusal));
+  Answer(item, std::move(answer));
 }
 
 void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   MutexLock lock(&mutex_);
   ++unanswered_;
-  outbox_.push_back({ReplyMessage(Encode(id, refusal)), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
+  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
   Pump();
 }
 
-grpc::ByteBuffer StreamCall::Encode(uint64_t id, const Refusal& refusal) {
+ReplyMessage StreamCall::Encode(uint64_t id, const Refusal& refusal) {
   v1::ExpandStreamResponse response;
   *response.mutable_refusal() = ToProto(refusal, id);
   response.set_last_chunk(true);
   const grpc::Slice slice(response.SerializeAsString());
-  return grpc::ByteBuffer(&slice, 1);
+  return ReplyMessage(&slice, 1);
 }
 
 void StreamCall::OnWritten(bool ok) {

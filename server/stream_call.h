@@ -83,7 +83,7 @@ class StreamCall {
   void Refuse(Item& item, const Refusal& refusal);
   // Refuses what never became an item in flight.
   void RefuseMessage(uint64_t id, const Refusal& refusal);
-  static grpc::ByteBuffer Encode(uint64_t id, const Refusal& refusal);
+  static ReplyMessage Encode(uint64_t id, const Refusal& refusal);
 
   // Each starts what may be started now.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -11,18 +11,30 @@
 #include "server/task.h"
 
 namespace nsa::metadata::server {
+namespace {
+
+// More than any max_rpc_duration.
+constexpr int64_t kMostSeconds = 365 * 24 * 3600;
+
+// Larger requests leave memory in the message they are decoded to that isn't worth keeping.
+constexpr size_t kKeptBytes = 64 << 10;
+
+}  // namespace
 
 UnaryCall::UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue)
     : context_(context), queue_(queue), method_(method) {}
 
 void UnaryCall::AwaitCall() {
+  context_.live.Await();
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
   Request(Started(&arrived_tag_));
 }
 
 void UnaryCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down; the other tags never come
+    LiveCalls& live = context_.live;
     delete this;
+    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();
@@ -38,21 +50,20 @@ void UnaryCall::OnArrived(bool ok) {
 
 TimePoint UnaryCall::Deadline() const {
   const TimePoint longest = arrived_ + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
-  const gpr_timespec deadline = server_context_.raw_deadline();
-  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return longest;
-  if (deadline.clock_type == GPR_CLOCK_MONOTONIC) {  // our clock
-    const auto since = std::chrono::seconds(deadline.tv_sec) + std::chrono::nanoseconds(deadline.tv_nsec);
-    return std::min(TimePoint(since), longest);
+  gpr_timespec deadline = server_context_.raw_deadline();
+  if (deadline.clock_type != GPR_CLOCK_MONOTONIC) {  // which is our clock
+    deadline = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
   }
-  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-  const auto left_ns = std::chrono::seconds(left.tv_sec) + std::chrono::nanoseconds(left.tv_nsec);
-  return left_ns < longest - arrived_ ? std::min(arrived_ + left_ns, longest) : longest;
+  // A caller may ask for more years than a TimePoint can hold, or for time that is long over.
+  const int64_t arrived_s = std::chrono::duration_cast<std::chrono::seconds>(arrived_.time_since_epoch()).count();
+  const int64_t seconds = std::clamp(deadline.tv_sec, arrived_s - 1, arrived_s + kMostSeconds);
+  return std::min(TimePoint(std::chrono::seconds(seconds) + std::chrono::nanoseconds(deadline.tv_nsec)), longest);
 }
 
-void UnaryCall::Send(grpc::ByteBuffer reply) {
+void UnaryCall::Send(ReplyMessage reply) {
   answered_ = Clock::now();
   code_ = grpc::StatusCode::OK;
-  writer_.Finish(ReplyMessage(std::move(reply)), grpc::Status::OK, Started(&sent_tag_));
+  writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
 }
 
 void UnaryCall::SendRefusal(const Refusal& refusal) {
@@ -117,6 +128,7 @@ void ExpandCall::Handle() {
   std::optional<Refusal> refusal = Decode(request_, &request);
   if (!refusal) refusal = Validate(request, context_.options.request, Framing::kUnary, &task->expansion);
   if (!refusal) task->TakeLengths(&request);
+  if (request_.Length() > kKeptBytes) request = {};
   request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
@@ -141,7 +153,7 @@ class GetServerInfoCall final : public UnaryCall {
   void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
   void Handle() override {
     const grpc::Slice info(context_.server_info);
-    Send(grpc::ByteBuffer(&info, 1));
+    Send(ReplyMessage(&info, 1));
   }
 };
 

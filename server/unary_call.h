@@ -34,7 +34,7 @@ class UnaryCall {
 
   void AwaitCall();
   // Any thread. The object may be gone when they return.
-  void Send(grpc::ByteBuffer reply);
+  void Send(ReplyMessage reply);
   void SendRefusal(const Refusal& refusal);
 
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }

@@ -10,6 +10,8 @@ namespace {
 // RFC 6298's weights of a new measurement.
 constexpr double kMeanWeight = 1.0 / 8;
 constexpr double kDeviationWeight = 1.0 / 4;
+// An hour: longer than any delay is of use.
+constexpr double kMostNanoseconds = 3.6e12;
 
 }  // namespace
 
@@ -31,7 +33,8 @@ void WorkEstimate::Add(int64_t tokens, Clock::duration took) {
 
 Clock::duration WorkEstimate::For(int64_t tokens) const {
   const auto of = [](const Measured& size, double factor) {
-    return std::chrono::nanoseconds(std::llround(factor * (size.mean_ns + 4 * size.deviation_ns)));
+    return std::chrono::nanoseconds(
+        std::llround(std::min(factor * (size.mean_ns + 4 * size.deviation_ns), kMostNanoseconds)));
   };
   const size_t asked = SizeOf(tokens);
   for (size_t size = asked + 1; size-- > 0;) {

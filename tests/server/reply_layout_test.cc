@@ -64,7 +64,7 @@ void ExpectRoundTrip(const testing::TestRequest& request, OutputPool& pool) {
   const v1::Timing timing = LargestTiming();
   const ReplyScalars largest = {
       .request_id = UINT64_MAX, .total_tokens = -1, .mode = v1::SEQUENCE_MODE_CAUSAL, .timing = &timing};
-  const grpc::ByteBuffer reply = layout.Frame(Framing::kUnary, largest, permit, pool).front();
+  const grpc::ByteBuffer reply = layout.Frame(Framing::kUnary, largest, permit, pool).front().bytes;
   EXPECT_LE(reply.Length(), layout.wire_bytes());
   v1::ExpandResponse response = Parse(reply);
   for (kernels::Output output : kernels::kAllOutputs) {
@@ -98,7 +98,7 @@ TEST(ReplyLayoutTest, ACopyOfAScarcePoolLetsTheBlocksGo) {
   grpc::ByteBuffer reply;
   {
     const OutputPermit permit = pool->Reserve(3 * kBlock);
-    reply = layout.Frame(Framing::kUnary, {}, permit, *pool).front();
+    reply = layout.Frame(Framing::kUnary, {}, permit, *pool).front().bytes;
   }
   EXPECT_EQ(pool->blocks_in_use(), 53u);  // 16 bytes of heap count as one block
 }

@@ -21,7 +21,7 @@ class RecordingResponder final : public Responder {
     MutexLock lock(&mutex_);
     ++answers_;
     answered_.SignalAll();
-    reply_ = reply.front();
+    reply_ = reply.front().bytes;
   }
   void Refuse(const Refusal& refusal) override {
     MutexLock lock(&mutex_);
