@@ -17,11 +17,11 @@ def pair(address, run, flags):
     return {name: lambda name=name: run(address[name], **flags) for name in ("floor", "service")}
 
 
-def closed_loops(table, address, size, rounds, unix=False):
+def closed_loops(table, address, size, rounds, duration_s, unix=False):
     """Returns the floor's calls a second with 64 in flight."""
     where = "Unix socket" if unix else "TCP"
     for in_flight, channels in ((1, 1), (8, 1), (64, 4), (512, 16)):
-        flags = {"reply_bytes": size, "in_flight": in_flight, "channels": channels}
+        flags = {"reply_bytes": size, "in_flight": in_flight, "channels": channels, "duration_s": duration_s}
         got = rounds_of(pair(address, bench, flags), rounds)
         rate, p50 = (median(ratios(got, "service", "floor", value)) for value in (throughput, latency("p50")))
         table.row(
@@ -41,10 +41,11 @@ def closed_loops(table, address, size, rounds, unix=False):
     return capacity
 
 
-def streams(table, address, size, rounds):
-    flags = {"reply_bytes": size, "in_flight": 64, "channels": 2, "streams": 2}
+def streams(table, address, size, rounds, duration_s):
+    flags = {"reply_bytes": size, "in_flight": 64, "channels": 2, "streams": 2, "duration_s": duration_s}
     runs = pair(address, bench, flags)
-    runs["unary"] = lambda: bench(address["service"], reply_bytes=size, in_flight=64, channels=2)
+    unary = {"reply_bytes": size, "in_flight": 64, "channels": 2, "duration_s": duration_s}
+    runs["unary"] = lambda: bench(address["service"], **unary)
     got = rounds_of(runs, rounds)
     table.row(
         "stream, TCP",
@@ -60,9 +61,9 @@ def streams(table, address, size, rounds):
     )
 
 
-def open_loop(table, address, size, rounds, capacity):
+def open_loop(table, address, size, rounds, duration_s, capacity):
     rate = round(0.4 * capacity)
-    flags = {"reply_bytes": size, "in_flight": 400, "channels": 4, "rate": rate, "duration_s": 4}
+    flags = {"reply_bytes": size, "in_flight": 400, "channels": 4, "rate": rate, "duration_s": 2 * duration_s}
     got = rounds_of(pair(address, bench, flags), rounds)
     ratio = {name: median(ratios(got, "service", "floor", latency(name))) for name in ("p50", "p99", "p99_9")}
     table.row(
@@ -76,8 +77,8 @@ def open_loop(table, address, size, rounds, capacity):
     )
 
 
-def by_h2load(table, address, size, rounds):
-    flags = {"reply_bytes": size, "in_flight": 64, "channels": 4}
+def by_h2load(table, address, size, rounds, duration_s):
+    flags = {"reply_bytes": size, "in_flight": 64, "channels": 4, "duration_s": duration_s}
     got = rounds_of(pair(address, harness.h2load, flags), rounds)
     table.row(
         SIZES[size],
@@ -90,12 +91,14 @@ def by_h2load(table, address, size, rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--duration", type=float, default=2, help="of a run, seconds")
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), choices=SIZES)
     parser.add_argument("--parts", nargs="*", default=["tcp", "unix", "streams", "open", "h2load"])
     parser.add_argument("--backend", default="cpu")
     parser.add_argument("--flags", nargs="*", default=[], help="more flags of the server")
     parser.add_argument("--queues", type=int, help="completion queues of both")
     flags = parser.parse_args()
+    run = (flags.rounds, flags.duration)
     queues = [f"--completion_queues={flags.queues}"] if flags.queues else []
     print(f"{harness.machine()}; medians of {flags.rounds} rounds; the service with {BUDGET}\n")
     with tempfile.TemporaryDirectory(prefix="nsa-metadata-bench-") as folder:
@@ -110,21 +113,21 @@ def main():
         )
         for size in flags.sizes:
             if "tcp" in flags.parts:
-                capacity[size] = closed_loops(table, tcp[size], size, flags.rounds)
+                capacity[size] = closed_loops(table, tcp[size], size, *run)
             if "unix" in flags.parts:
-                closed_loops(table, unix[size], size, flags.rounds, unix=True)
+                closed_loops(table, unix[size], size, *run, unix=True)
             if "streams" in flags.parts:
-                streams(table, tcp[size], size, flags.rounds)
+                streams(table, tcp[size], size, *run)
         if "open" in flags.parts:
             print("\nThe same arrivals for both, two fifths of what the floor takes:\n")
             table = Table("reply", "requests/s", "p50 us", "p99 us", "p50 ratio", "p99 ratio", "p99.9 ratio")
             for size in flags.sizes:
-                open_loop(table, tcp[size], size, flags.rounds, capacity[size])
+                open_loop(table, tcp[size], size, *run, capacity[size])
         if "h2load" in flags.parts:
             print("\nBy h2load, 64 in flight over 4 connections:\n")
             table = Table("reply", "floor/s", "service/s", "ratio")
             for size in flags.sizes:
-                by_h2load(table, tcp[size], size, flags.rounds)
+                by_h2load(table, tcp[size], size, *run)
         for server in (served, *floors.values()):
             server.stop()
 
