@@ -6,9 +6,11 @@ import tempfile
 import harness
 from harness import Table, bench, bound, latency, median, ratios, rounds_of, throughput
 
-SIZES = {142: "142 B", 4096: "4 KiB", 65536: "64 KiB", 1048576: "1 MiB"}
-THROUGHPUT = {142: 0.95, 4096: 0.95, 65536: 0.90, 1048576: 0.80}
-ALONE = {142: 1.10, 4096: 1.10, 65536: 1.10, 1048576: 1.25}
+# A stream cuts what is larger than 1 MiB with what surrounds it.
+ONE_MIB = (1 << 20) - (1 << 10)
+SIZES = {142: "142 B", 4096: "4 KiB", 65536: "64 KiB", ONE_MIB: "1 MiB"}
+THROUGHPUT = {142: 0.95, 4096: 0.95, 65536: 0.90, ONE_MIB: 0.80}
+ALONE = {142: 1.10, 4096: 1.10, 65536: 1.10, ONE_MIB: 1.25}
 # Half of it is more than any point's replies take: 512 of 1 MiB.
 BUDGET = "--output_budget_bytes=1342177280"
 
@@ -62,7 +64,8 @@ def streams(table, address, size, rounds, duration_s):
 
 
 def open_loop(table, address, size, rounds, duration_s, capacity):
-    rate = round(0.4 * capacity)
+    # A client that keeps the time of its arrivals has more to do; beside it the floor has room at this rate.
+    rate = round(0.25 * capacity)
     flags = {"reply_bytes": size, "in_flight": 400, "channels": 4, "rate": rate, "duration_s": 2 * duration_s}
     got = rounds_of(pair(address, bench, flags), rounds)
     ratio = {name: median(ratios(got, "service", "floor", latency(name))) for name in ("p50", "p99", "p99_9")}
@@ -119,7 +122,7 @@ def main():
             if "streams" in flags.parts:
                 streams(table, tcp[size], size, *run)
         if "open" in flags.parts:
-            print("\nThe same arrivals for both, two fifths of what the floor takes:\n")
+            print("\nThe same arrivals for both, a quarter of what the floor takes in a closed loop:\n")
             table = Table("reply", "requests/s", "p50 us", "p99 us", "p50 ratio", "p99 ratio", "p99.9 ratio")
             for size in flags.sizes:
                 open_loop(table, tcp[size], size, *run, capacity[size])
