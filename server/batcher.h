@@ -19,9 +19,9 @@
 namespace nsa::metadata::server {
 
 // The thread that submits a request runs it itself when a lane is free, and answers it: no hand-off, no timer; only a
-// large one is a worker's. While
-// all lanes are busy requests wait, and whoever finishes a batch takes what arrived meanwhile as its next one. A thread
-// that has run a few batches for others passes its lane to a worker and returns to its own callers. Thread-safe.
+// large one is a worker's. While all lanes are busy requests wait, and whoever finishes a batch takes what arrived
+// meanwhile as its next one. A thread that has run a few batches for others passes its lane to a worker and returns to
+// its own callers. Thread-safe.
 class Batcher {
  public:
   struct Options {

@@ -6,6 +6,7 @@
 
 namespace nsa::metadata::server {
 
+// `options` are valid. Used by the service, and by the transport's floor in tests/bench.
 void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options);
 
 }  // namespace nsa::metadata::server
