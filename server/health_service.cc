@@ -22,20 +22,18 @@ constexpr int kChecksWaiting = 4;
 
 class CheckCall {
  public:
-  CheckCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
-    health_.live().Await();
+  CheckCall(HealthService& health, grpc::ServerCompletionQueue& queue)
+      : place_(health.live()), health_(health), queue_(queue) {
     health_.service().RequestCheck(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
   }
 
  private:
   void OnArrived(bool ok) {
     if (!ok) {  // the server is shut down
-      LiveCalls& live = health_.live();
       delete this;
-      live.NoneCame();
       return;
     }
-    health_.live().Begin();
+    place_.Begin();
     new CheckCall(health_, queue_);
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
@@ -47,12 +45,9 @@ class CheckCall {
       writer_.Finish(response, grpc::Status::OK, Started(&sent_tag_));
     }
   }
-  void OnSent(bool) {
-    LiveCalls& live = health_.live();
-    delete this;
-    live.End();
-  }
+  void OnSent(bool) { delete this; }
 
+  LiveCalls::Place place_;
   HealthService& health_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext context_;
@@ -68,8 +63,8 @@ class CheckCall {
 // gRPC's is under way.
 class WatchCall {
  public:
-  WatchCall(HealthService& health, grpc::ServerCompletionQueue& queue) : health_(health), queue_(queue) {
-    health_.live().Await();
+  WatchCall(HealthService& health, grpc::ServerCompletionQueue& queue)
+      : place_(health.live()), health_(health), queue_(queue) {
     context_.AsyncNotifyWhenDone(Started(&done_tag_));
     health_.service().RequestWatch(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
   }
@@ -90,12 +85,10 @@ class WatchCall {
  private:
   void OnArrived(bool ok) {
     if (!ok) {  // the server is shut down; the done tag never comes
-      LiveCalls& live = health_.live();
       delete this;
-      live.NoneCame();
       return;
     }
-    health_.live().Begin();
+    place_.Begin();
     new WatchCall(health_, queue_);
     health_.Add(this);
     EndOperation();
@@ -137,11 +130,10 @@ class WatchCall {
       if (--operations_ > 0) return;
     }
     health_.Remove(this);
-    LiveCalls& live = health_.live();
     delete this;
-    live.End();
   }
 
+  LiveCalls::Place place_;
   HealthService& health_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext context_;

@@ -2,13 +2,20 @@
 
 namespace nsa::metadata::server {
 
-void LiveCalls::LetGo() {
-  int64_t count = held_.load(std::memory_order_relaxed);
-  while (count > 1) {
-    if (held_.compare_exchange_weak(count, count - 1, std::memory_order_acq_rel)) return;
+void LiveCalls::Place::Begin() {
+  live_ = true;
+  calls_.live_.fetch_add(1, std::memory_order_relaxed);
+}
+
+LiveCalls::Place::~Place() {
+  if (live_) calls_.live_.fetch_sub(1, std::memory_order_relaxed);
+  int64_t held = calls_.held_.load(std::memory_order_relaxed);
+  while (held > 1) {
+    if (calls_.held_.compare_exchange_weak(held, held - 1, std::memory_order_acq_rel)) return;
   }
-  MutexLock lock(&mutex_);
-  if (held_.fetch_sub(1, std::memory_order_acq_rel) == 1) none_.SignalAll();
+  // `calls_` may be gone once the lock is.
+  MutexLock lock(&calls_.mutex_);
+  if (calls_.held_.fetch_sub(1, std::memory_order_acq_rel) == 1) calls_.none_.SignalAll();
 }
 
 void LiveCalls::AwaitNone() {

@@ -2,20 +2,18 @@
 
 namespace nsa::metadata::server {
 
-OtherCall::OtherCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
-  context_.live.Await();
+OtherCall::OtherCall(CallContext& context, grpc::ServerCompletionQueue& queue)
+    : place_(context.live), context_(context), queue_(queue) {
   context_.other_methods.RequestCall(&server_context_, &stream_, &queue_, &queue_, Started(&arrived_tag_));
 }
 
 void OtherCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down
-    LiveCalls& live = context_.live;
     delete this;
-    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();
-  context_.live.Begin();
+  place_.Begin();
   context_.metrics.CallStarted(Method::kOther);
   Await(context_, queue_);
   stream_.Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"), Started(&sent_tag_));
@@ -23,9 +21,7 @@ void OtherCall::OnArrived(bool ok) {
 
 void OtherCall::OnSent(bool) {
   context_.metrics.CallHandled(Method::kOther, grpc::StatusCode::UNIMPLEMENTED, Nanoseconds(arrived_, Clock::now()));
-  LiveCalls& live = context_.live;
   delete this;
-  live.End();
 }
 
 }  // namespace nsa::metadata::server

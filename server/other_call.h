@@ -22,6 +22,7 @@ class OtherCall {
   void OnArrived(bool ok);
   void OnSent(bool ok);
 
+  LiveCalls::Place place_;
   CallContext& context_;
   grpc::ServerCompletionQueue& queue_;
   grpc::GenericServerContext server_context_;

@@ -21,21 +21,19 @@ Refusal Draining() {
 
 }  // namespace
 
-StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue) : context_(context), queue_(queue) {
-  context_.live.Await();
+StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue)
+    : place_(context.live), context_(context), queue_(queue) {
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
   context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, Started(&arrived_tag_));
 }
 
 void StreamCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down; the other tags never come
-    LiveCalls& live = context_.live;
     delete this;
-    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();
-  context_.live.Begin();
+  place_.Begin();
   context_.metrics.CallStarted(Method::kExpandStream);
   Await(context_, queue_);
   const bool draining = !context_.streams.Add(this);
@@ -274,10 +272,8 @@ void StreamCall::EndOperation() {
     MutexLock lock(&mutex_);
     if (--operations_ > 0) return;
   }
-  LiveCalls& live = context_.live;
   context_.streams.Remove(this);
   delete this;
-  live.End();
 }
 
 }  // namespace nsa::metadata::server

@@ -94,6 +94,7 @@ class StreamCall {
   // An operation or item has ended; may delete the call.
   void EndOperation() ABSL_LOCKS_EXCLUDED(mutex_);
 
+  LiveCalls::Place place_;
   CallContext& context_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext server_context_;

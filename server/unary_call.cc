@@ -22,23 +22,20 @@ constexpr size_t kKeptBytes = 64 << 10;
 }  // namespace
 
 UnaryCall::UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue)
-    : context_(context), queue_(queue), method_(method) {}
+    : place_(context.live), context_(context), queue_(queue), method_(method) {}
 
 void UnaryCall::AwaitCall() {
-  context_.live.Await();
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
   Request(Started(&arrived_tag_));
 }
 
 void UnaryCall::OnArrived(bool ok) {
   if (!ok) {  // the server is shut down; the other tags never come
-    LiveCalls& live = context_.live;
     delete this;
-    live.NoneCame();
     return;
   }
   arrived_ = Clock::now();
-  context_.live.Begin();
+  place_.Begin();
   context_.metrics.CallStarted(method_);
   MakeSuccessor();
   if (std::optional<Refusal> refusal = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes)) {
@@ -93,9 +90,7 @@ void UnaryCall::OnDone(bool) {
 
 void UnaryCall::Unref() {
   if (pending_events_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-  LiveCalls& live = context_.live;
   delete this;
-  live.End();
 }
 
 namespace {

@@ -42,6 +42,7 @@ class UnaryCall {
   // The caller's deadline, or max_rpc_duration from the arrival if that comes first.
   TimePoint Deadline() const;
 
+  LiveCalls::Place place_;
   CallContext& context_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext server_context_;
