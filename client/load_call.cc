@@ -1,10 +1,10 @@
 // A place whose requests are unary calls.
 #include <grpcpp/client_context.h>
 
-#include <atomic>
 #include <optional>
 
 #include "client/load_loop.h"
+#include "client/mutex.h"
 #include "client/status.h"
 
 namespace nsa::metadata::client {
@@ -17,19 +17,19 @@ class CallSlot final : public LoadSlot {
 
  private:
   void Start() override {
+    MutexLock lock(&starting_);
     reader_.reset();  // it lies in the memory of the call that the context holds
     context_.emplace();
     context_->set_deadline(std::chrono::system_clock::now() + loop_.schedule().timeout);
     reader_ = stub_.PrepareUnaryCall(&*context_, kMethod, request_, &loop_.queue());
     reader_->StartCall();
-    started_.store(true, std::memory_order_release);
     reader_->Finish(&reply_, &status_, &ended_);
   }
 
   void OnEnded() {
-    // Another thread may have started it, and its tag came by gRPC alone.
-    started_.exchange(false, std::memory_order_acquire);
     const LoadClock::time_point when = LoadClock::now();
+    // Another thread may have started it, and may still be on its way out of Start.
+    { MutexLock lock(&starting_); }
     Outcome outcome;
     if (status_.ok()) {
       outcome = loop_.check().Unary(reply_, kFirstBenchId);
@@ -44,7 +44,7 @@ class CallSlot final : public LoadSlot {
   LoadLoop& loop_;
   grpc::GenericStub stub_;
   const grpc::ByteBuffer request_;
-  std::atomic<bool> started_{false};
+  Mutex starting_;
   std::optional<grpc::ClientContext> context_;
   std::unique_ptr<grpc::GenericClientAsyncResponseReader> reader_;
   grpc::ByteBuffer reply_;

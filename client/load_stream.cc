@@ -2,7 +2,10 @@
 #include <grpcpp/client_context.h>
 
 #include <algorithm>
+#include <string>
+#include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "client/load_loop.h"
 #include "client/status.h"
 
@@ -35,6 +38,7 @@ class StreamCall final : public LoadCall {
   grpc::ByteBuffer incoming_;
   ReplyCheck check_;  // of its own: other streams' items have the same ids
   grpc::Status status_;
+  std::string fault_;  // an answer that is none of any item's
   std::vector<ItemSlot*> slots_;
   LoadTag started_{[this](bool ok) { OnStarted(ok); }};
   LoadTag read_{[this](bool ok) { OnRead(ok); }};
@@ -118,6 +122,8 @@ void StreamCall::OnRead(bool ok) {
   if (!outcome) return;
   const uint64_t index = outcome->request_id - kFirstBenchId;
   if (index >= slots_.size()) {  // an answer to nobody: all that wait are in doubt
+    fault_ = outcome->difference.empty() ? absl::StrCat("an answer to request_id ", outcome->request_id, ", never sent")
+                                         : outcome->difference;
     context_.TryCancel();
     return;
   }
@@ -140,7 +146,9 @@ void StreamCall::OnFinished() {
   absl::Status status = ToAbslStatus(status_);
   if (status.ok()) status = absl::UnavailableError("the stream has ended");
   for (ItemSlot* slot : left) {
-    loop_.Ended(*slot, LoadClock::now(), {.request_id = 0, .status = status, .difference = {}, .timing = {}});
+    // The fault is one wrong answer, whosever it was.
+    loop_.Ended(*slot, LoadClock::now(),
+                {.request_id = 0, .status = status, .difference = std::exchange(fault_, {}), .timing = {}});
   }
   loop_.CallClosed();
 }

@@ -52,8 +52,9 @@ std::optional<Outcome> ReplyCheck::Stream(const grpc::ByteBuffer& message) {
     return Outcome{.request_id = *id, .status = {}, .difference = {}, .timing = {}};
   }
   v1::ExpandStreamResponse got;
-  if (absl::Status status = Decode(message, &got); !status.ok())
-    return Outcome{.request_id = 0, .status = status, .difference = {}, .timing = {}};
+  if (absl::Status status = Decode(message, &got); !status.ok()) {
+    return Outcome{.request_id = 0, .status = {}, .difference = std::string(status.message()), .timing = {}};
+  }
   if (got.has_refusal()) {
     return Outcome{.request_id = got.refusal().request_id(),
                    .status = ToAbslStatus(got.refusal()),

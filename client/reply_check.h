@@ -34,7 +34,7 @@ class ReplyCheck {
 
   // A unary reply to the request with this id.
   Outcome Unary(const grpc::ByteBuffer& reply, uint64_t request_id);
-  // A message of a stream; nothing if more of the same item are to come.
+  // A message of a stream; nothing if more of the same item are to come. The id is 0 where the message can't be read.
   std::optional<Outcome> Stream(const grpc::ByteBuffer& message);
 
  private:

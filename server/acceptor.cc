@@ -122,6 +122,18 @@ absl::StatusOr<Listener> Listener::Open(const Address& address) {
   return Listener(*std::move(fd), std::move(bound));
 }
 
+absl::StatusOr<std::vector<Listener>> Listener::OpenAll(const std::vector<std::string>& addresses) {
+  std::vector<Listener> listeners;
+  for (const std::string& text : addresses) {
+    const absl::StatusOr<Address> address = ParseAddress(text);
+    if (!address.ok()) return address.status();
+    absl::StatusOr<Listener> listener = Open(*address);
+    if (!listener.ok()) return listener.status();
+    listeners.push_back(*std::move(listener));
+  }
+  return listeners;
+}
+
 void Listener::Close() {
   if (fd_ && address_.is_unix) unlink(address_.host.c_str());
   fd_.Close();

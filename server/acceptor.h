@@ -37,6 +37,8 @@ class Listener {
   // Listens on `address`; its port 0 takes a free one. A stale socket file is replaced, one that is in use is not.
   // UNAVAILABLE naming the address and the error.
   static absl::StatusOr<Listener> Open(const Address& address);
+  // One on each, or the first error: INVALID_ARGUMENT where an address can't be read.
+  static absl::StatusOr<std::vector<Listener>> OpenAll(const std::vector<std::string>& addresses);
   Listener(Listener&&) = default;
   Listener& operator=(Listener&&) = default;
 

@@ -1,6 +1,5 @@
 // nsa-metadata-server: flags, signals, exit code.
 
-#include <signal.h>
 #include <sys/resource.h>
 
 #include <cstdio>
@@ -22,6 +21,7 @@
 #include "absl/time/time.h"
 #include "server/options.h"
 #include "server/server.h"
+#include "server/stop_signals.h"
 #include "server/version.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
@@ -138,16 +138,6 @@ void RaiseDescriptorLimit() {
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-sigset_t BlockStopSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-  return signals;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -169,7 +159,7 @@ int main(int argc, char** argv) {
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
 
   // Before any thread is made, so that all inherit it.
-  const sigset_t signals = BlockStopSignals();
+  const sigset_t signals = nsa::metadata::server::BlockStopSignals();
   RaiseDescriptorLimit();
   auto server = nsa::metadata::server::Server::Start(OptionsFromFlags());
   if (!server.ok()) {

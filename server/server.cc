@@ -10,15 +10,14 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "server/acceptor.h"
 #include "server/address.h"
 #include "server/batcher.h"
-#include "server/connection_arguments.h"
 #include "server/gauges.h"
+#include "server/grpc_connections.h"
 #include "server/health_server.h"
 #include "server/limits.h"
 #include "server/metrics.h"
@@ -81,18 +80,6 @@ Batcher::Options BatcherOptions(const BatchOptions& options) {
           .max_queue_requests = static_cast<size_t>(options.max_queue_requests)};
 }
 
-absl::StatusOr<std::vector<Listener>> OpenListeners(const std::vector<std::string>& addresses) {
-  std::vector<Listener> listeners;
-  for (const std::string& text : addresses) {
-    absl::StatusOr<Address> address = ParseAddress(text);
-    if (!address.ok()) return address.status();
-    absl::StatusOr<Listener> listener = Listener::Open(*address);
-    if (!listener.ok()) return listener.status();
-    listeners.push_back(*std::move(listener));
-  }
-  return listeners;
-}
-
 v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
   v1::GetServerInfoResponse info;
   info.set_version(kVersion);
@@ -149,17 +136,11 @@ absl::Status Server::Parts::MakeCompute() {
 }
 
 absl::Status Server::Parts::Listen() {
-  absl::StatusOr<std::vector<Listener>> listeners = OpenListeners(options.listen);
+  absl::StatusOr<std::vector<Listener>> listeners = Listener::OpenAll(options.listen);
   if (!listeners.ok()) return listeners.status();
   acceptor = std::make_unique<Acceptor>(
       Acceptor::Options{.max_connections = static_cast<size_t>(options.connection.max_connections),
-                        .accepted =
-                            [this](int fd, int listener_fd) {
-                              ExternalConnectionAcceptor::NewConnectionParameters connection;
-                              connection.fd = fd;
-                              connection.listener_fd = listener_fd;
-                              connections->HandleNewConnection(&connection);
-                            },
+                        .accepted = [this](int fd, int listener_fd) { HandOver(fd, listener_fd, *connections); },
                         .refused = [this] { metrics->ConnectionRefused(); }},
       *std::move(listeners));
 
@@ -181,8 +162,7 @@ absl::Status Server::Parts::BuildServer() {
   service->Register(builder);
   SetConnectionArguments(builder, options.connection);
   if (!options.reflection) builder.SetOption(WithoutReflection());
-  connections = builder.experimental().AddExternalConnectionAcceptor(
-      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
+  connections = AddConnections(builder);
   server = builder.BuildAndStart();
   if (server == nullptr) return absl::InternalError("gRPC did not start a server");
   return absl::OkStatus();

@@ -2,8 +2,6 @@
 // arguments, its raw asynchronous API, a completion queue a thread) around an echo that answers the same static bytes
 // each time: those that are right for the request that `nsa-metadata bench` sends with the same shape.
 
-#include <signal.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <deque>
@@ -18,14 +16,13 @@
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
 #include "client/bench_request.h"
-#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/acceptor.h"
-#include "server/address.h"
 #include "server/completion_queue.h"
-#include "server/connection_arguments.h"
+#include "server/grpc_connections.h"
 #include "server/options.h"
+#include "server/stop_signals.h"
 
 ABSL_FLAG(std::vector<std::string>, listen, {"127.0.0.1:0"}, "As the server's");
 ABSL_FLAG(int64_t, completion_queues, 0, "As the server's");
@@ -34,8 +31,6 @@ ABSL_FLAG(int64_t, reply_bytes, 142, "As nsa-metadata bench's");
 
 namespace nsa::metadata::bench {
 namespace {
-
-using grpc::experimental::ExternalConnectionAcceptor;
 
 // As the service's, see server/service.cc.
 constexpr int kCallsWaiting = 32;
@@ -137,8 +132,9 @@ class StreamEcho {
     }
     slices_.clear();
     request_.Clear();
+    begin.resize(kIdWithin);  // whatever else may have come
     size_t id_at = 1;
-    while (static_cast<uint8_t>(begin[id_at]) >= 0x80) ++id_at;
+    while (static_cast<uint8_t>(begin[id_at]) >= 0x80 && id_at < kMostLength) ++id_at;
     std::string head = echo_.stream_head + begin.substr(id_at + 2, kIdBytes);
     const grpc::Slice reply[] = {grpc::Slice(head), echo_.stream_rest};
     return {reply, 2};
@@ -146,6 +142,7 @@ class StreamEcho {
 
   static constexpr size_t kIdBytes = 3;
   static constexpr size_t kIdWithin = 16;
+  static constexpr size_t kMostLength = 5;  // bytes of a varint of 32 bits
   Echo& echo_;
   grpc::ServerCompletionQueue& queue_;
   grpc::ServerContext context_;
@@ -181,66 +178,75 @@ void SetReplies(const client::BenchRequest& request, Echo& echo) {
   echo.stream_rest = Static(*new std::string(stream.substr(id_at + 3)));
 }
 
+// The echo on its completion queues, a thread each, and an acceptor of our own. Serves from Start on, for as long as
+// the process lives.
+class Floor {
+ public:
+  // INVALID_ARGUMENT or UNAVAILABLE as the shape, an address or its port is at fault.
+  absl::Status Start(const client::BenchShape& shape, const std::vector<std::string>& listen,
+                     const server::Options& options) {
+    const absl::StatusOr<client::BenchRequest> request = client::BenchRequest::Create(shape);
+    if (!request.ok()) return request.status();
+    SetReplies(*request, echo_);
+    absl::StatusOr<std::vector<server::Listener>> listeners = server::Listener::OpenAll(listen);
+    if (!listeners.ok()) return listeners.status();
+    if (!BuildServer(options)) return absl::InternalError("gRPC did not start a server");
+    acceptor_ = std::make_unique<server::Acceptor>(
+        server::Acceptor::Options{
+            .max_connections = static_cast<size_t>(options.connection.max_connections),
+            .accepted = [this](int fd, int listener_fd) { server::HandOver(fd, listener_fd, *connections_); },
+            .refused = [] {}},
+        *std::move(listeners));
+    acceptor_->Start();
+    return absl::OkStatus();
+  }
+
+  std::string addresses() const {
+    std::vector<std::string> addresses;
+    for (const server::Listener& listener : acceptor_->listeners()) addresses.push_back(listener.address().ToString());
+    return absl::StrJoin(addresses, ",");
+  }
+
+ private:
+  bool BuildServer(const server::Options& options) {
+    grpc::ServerBuilder builder;
+    builder.RegisterService(&echo_.service);
+    for (int64_t i = 0; i < options.completion_queues; ++i) queues_.push_back(builder.AddCompletionQueue());
+    server::SetConnectionArguments(builder, options.connection);
+    connections_ = server::AddConnections(builder);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) return false;
+    for (const auto& queue : queues_) {
+      for (int i = 0; i < kCallsWaiting; ++i) new UnaryEcho(echo_, *queue);
+      new StreamEcho(echo_, *queue);
+      threads_.emplace_back([&queue = *queue] { server::RunQueue(queue); });
+    }
+    return true;
+  }
+
+  Echo echo_;
+  std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<server::Acceptor> acceptor_;
+  std::vector<std::thread> threads_;
+};
+
 int Serve() {
+  const sigset_t signals = server::BlockStopSignals();
   client::BenchShape shape;
   shape.num_sequences = absl::GetFlag(FLAGS_num_sequences);
   shape.reply_bytes = absl::GetFlag(FLAGS_reply_bytes);
-  const absl::StatusOr<client::BenchRequest> request = client::BenchRequest::Create(shape);
-  if (!request.ok()) {
-    fprintf(stderr, "%s\n", std::string(request.status().message()).c_str());
-    return EXIT_FAILURE;
-  }
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  signal(SIGPIPE, SIG_IGN);
-
-  Echo echo;
-  SetReplies(*request, echo);
   server::Options options;
   options.completion_queues = absl::GetFlag(FLAGS_completion_queues);
-  options = server::Resolve(options);
-
-  std::vector<server::Listener> listeners;
-  std::vector<std::string> addresses;
-  for (const std::string& text : absl::GetFlag(FLAGS_listen)) {
-    const absl::StatusOr<server::Address> address = server::ParseAddress(text);
-    absl::StatusOr<server::Listener> listener = address.ok() ? server::Listener::Open(*address) : address.status();
-    if (!listener.ok()) {
-      fprintf(stderr, "%s\n", std::string(listener.status().message()).c_str());
-      return EXIT_FAILURE;
-    }
-    addresses.push_back(listener->address().ToString());
-    listeners.push_back(*std::move(listener));
+  // It ends with the process, whose threads run to the end.
+  Floor& floor = *new Floor;
+  const absl::Status started = floor.Start(shape, absl::GetFlag(FLAGS_listen), server::Resolve(options));
+  if (!started.ok()) {
+    fprintf(stderr, "%s\n", std::string(started.message()).c_str());
+    return EXIT_FAILURE;
   }
-  grpc::ServerBuilder builder;
-  builder.RegisterService(&echo.service);
-  std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues;
-  for (int64_t i = 0; i < options.completion_queues; ++i) queues.push_back(builder.AddCompletionQueue());
-  server::SetConnectionArguments(builder, options.connection);
-  const std::unique_ptr<ExternalConnectionAcceptor> connections = builder.experimental().AddExternalConnectionAcceptor(
-      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
-  const std::unique_ptr<grpc::Server> grpc_server = builder.BuildAndStart();
-  std::vector<std::thread> threads;
-  for (const auto& queue : queues) {
-    for (int i = 0; i < kCallsWaiting; ++i) new UnaryEcho(echo, *queue);
-    new StreamEcho(echo, *queue);
-    threads.emplace_back([&queue = *queue] { server::RunQueue(queue); });
-  }
-  server::Acceptor acceptor({.max_connections = static_cast<size_t>(options.connection.max_connections),
-                             .accepted =
-                                 [&connections](int fd, int listener_fd) {
-                                   ExternalConnectionAcceptor::NewConnectionParameters connection;
-                                   connection.fd = fd;
-                                   connection.listener_fd = listener_fd;
-                                   connections->HandleNewConnection(&connection);
-                                 },
-                             .refused = [] {}},
-                            std::move(listeners));
-  acceptor.Start();
-  fprintf(stderr, "transport_floor serving: grpc=%s\n", absl::StrJoin(addresses, ",").c_str());
+  fprintf(stderr, "transport_floor serving: grpc=%s\n", floor.addresses().c_str());
   int signal = 0;
   sigwait(&signals, &signal);
   // Nothing is to be drained.

@@ -69,6 +69,20 @@ TEST(BenchProgramTest, TellsRepliesToAnotherRequestFromItsOwn) {
   EXPECT_THAT(outcome.output, HasSubstr("request_id: got 16385, want 16384"));
 }
 
+TEST(BenchProgramTest, AnAnswerToAnItemThatWasNeverSentIsAWrongOne) {
+  FakeServer server(nullptr, [](FakeStream& stream) {
+    v1::ExpandResponse answer = ReferenceOf(ReadFrom(stream).expand());
+    answer.set_request_id(7);
+    WriteTo(stream, ChunksOf(answer, 0));
+    for (v1::ExpandStreamRequest more; stream.Read(&more);) {
+    }
+    return grpc::Status::OK;
+  });
+  const Outcome outcome = RunProgram(Bench(server.target(), "--streams 1"));
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("wrong: an answer to request_id 7, never sent"));
+}
+
 TEST(BenchProgramTest, CountsRefusalsByReasonAndEndsWithFour) {
   FakeServer server([](const v1::ExpandRequest&, v1::ExpandResponse&) {
     return Refusal(grpc::StatusCode::UNAVAILABLE, "QUEUE_FULL", "", 4096, 4096, /*retry_after_seconds=*/1);

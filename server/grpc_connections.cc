@@ -1,0 +1,40 @@
+#include "server/grpc_connections.h"
+
+#include "absl/time/time.h"
+#include "grpcpp/security/server_credentials.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt64Milliseconds(duration)); }
+
+}  // namespace
+
+void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options) {
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_message));
+  // A small compressed message may inflate to anything before its size is checked.
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
+  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  // gRPC's own limit is a coarse one, far behind ours: what passes it fails other calls of the connection too.
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(8 * options.max_metadata_bytes));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(options.max_connection_age));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, Milliseconds(options.max_connection_age_grace));
+  // gRPC closes an idle connection after twice what it is told.
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.max_connection_idle / 2));
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(options.handshake_timeout));
+}
+
+std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(grpc::ServerBuilder& builder) {
+  return builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
+}
+
+void HandOver(int fd, int listener_fd, grpc::experimental::ExternalConnectionAcceptor& connections) {
+  grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+  connection.fd = fd;
+  connection.listener_fd = listener_fd;
+  connections.HandleNewConnection(&connection);
+}
+
+}  // namespace nsa::metadata::server

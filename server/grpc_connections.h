@@ -1,0 +1,20 @@
+// How connections that were accepted by us become gRPC's, for the service and for the transport's floor in tests/bench.
+#pragma once
+
+#include <memory>
+
+#include "grpcpp/server_builder.h"
+#include "server/options.h"
+
+namespace nsa::metadata::server {
+
+// Sets what each connection is given, as channel arguments. `options` are valid.
+void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options);
+
+// Adds what takes connections by their descriptors, in plain text, to a server.
+std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(grpc::ServerBuilder& builder);
+
+// Gives a connection to gRPC, which then owns `fd`. Any thread.
+void HandOver(int fd, int listener_fd, grpc::experimental::ExternalConnectionAcceptor& connections);
+
+}  // namespace nsa::metadata::server
