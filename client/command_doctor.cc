@@ -35,6 +35,8 @@ const std::vector<Subject>& Subjects() {
       {"cpu", {"--backend=cpu"}},
       {"cuda, linear kernel", {"--backend=cuda", "--kernel=linear"}},
       {"cuda, binary kernel", {"--backend=cuda", "--kernel=binary"}},
+      {"cuda, rows kernel", {"--backend=cuda", "--kernel=rows"}},
+      {"cuda, tile kernel", {"--backend=cuda", "--kernel=tile"}},
       {"cuda, by threshold", {"--backend=cuda", "--kernel=threshold"}},
       {"cuda, adaptive", {"--backend=cuda", "--kernel=adaptive"}},
   };

@@ -20,20 +20,6 @@ std::string_view BackendName(BackendKind kind) {
   return "unknown";
 }
 
-std::string_view KernelName(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::kReference:
-      return "reference";
-    case Kernel::kCpu:
-      return "cpu";
-    case Kernel::kLinear:
-      return "linear";
-    case Kernel::kBinary:
-      return "binary";
-  }
-  return "unknown";
-}
-
 absl::StatusOr<HostBuffer> AllocatePageable(size_t bytes) {
   void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) {

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/kernel.h"
 #include "kernels/packed_batch.h"
 
 namespace nsa::metadata::kernels {
@@ -18,13 +19,6 @@ enum class BackendKind : uint8_t { kCuda = 1, kCpu = 2, kReference = 3 };
 
 // "cuda", "cpu" or "reference".
 std::string_view BackendName(BackendKind kind);
-
-// The code that computes a batch. A backend has one or more.
-enum class Kernel : uint8_t { kReference, kCpu, kLinear, kBinary };
-inline constexpr size_t kNumKernels = 4;
-
-// "reference", "cpu", "linear" or "binary".
-std::string_view KernelName(Kernel kernel);
 
 // How much one batch may hold.
 struct LaneLimits {

@@ -1,20 +1,22 @@
-// Which kernel computes a batch.
+// Which of a device's kernels computes a batch.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 #include <string_view>
 
-#include "kernels/backend.h"
+#include "kernels/kernel.h"
 
 namespace nsa::metadata::kernels {
 
-// How a device's kernel is chosen. The flag --kernel.
+// How the kernel is chosen. The flag --kernel.
 enum class KernelChoice : uint8_t {
-  kAdaptive,   // what measured best for the batch
+  kAdaptive,   // what measured best for the batch's shape
   kThreshold,  // linear up to a number of sequences, binary above
   kLinear,
   kBinary,
+  kRows,
+  kTile,
 };
 
 // Nothing for a name that is no choice.
@@ -26,7 +28,7 @@ struct LaunchPlan {
   int64_t threshold = 16;
 };
 
-// kLinear or kBinary.
-Kernel ChooseKernel(const LaunchPlan& plan, int64_t num_sequences);
+// One of kLinear, kBinary, kRows and kTile.
+Kernel ChooseKernel(const LaunchPlan& plan, int64_t num_sequences, int64_t total_tokens);
 
 }  // namespace nsa::metadata::kernels

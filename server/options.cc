@@ -69,7 +69,7 @@ absl::Status CheckBackend(const std::string& backend) {
 absl::Status CheckKernel(const std::string& kernel) {
   if (kernels::ParseKernelChoice(kernel)) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      absl::StrCat("--kernel=", kernel, " must be adaptive, threshold, linear or binary"));
+      absl::StrCat("--kernel=", kernel, " must be adaptive, threshold, linear, binary, rows or tile"));
 }
 
 }  // namespace

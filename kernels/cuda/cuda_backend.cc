@@ -5,7 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/lane.h"
-#include "kernels/cuda/search_kernels.h"
+#include "kernels/cuda/launch.h"
 
 namespace nsa::metadata::kernels {
 namespace cuda {
@@ -59,7 +59,7 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
   absl::StatusOr<HostBuffer> output = backend.AllocateOutput(4096);
   if (!output.ok()) return output.status();
   int32_t* out = reinterpret_cast<int32_t*>(output->data());
-  for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary}) {
+  for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
     absl::StatusOr<std::unique_ptr<CudaLane>> lane =
         CudaLane::Create(options.device, {.choice = choice}, {.max_sequences = 1, .max_requests = 1});
     if (!lane.ok()) return lane.status();

@@ -1,16 +1,30 @@
 // A batch as the kernels see it. Plain data, for host and device code.
+//
+// All arithmetic is 32 bits wide, sums modulo 2^32: what an output of int32 keeps of them is the same, and a multiply
+// of 64 bits costs a device many times as much.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/outputs.h"
 
+#ifdef __CUDACC__
+#define NSA_HOST_DEVICE __host__ __device__
+#else
+#define NSA_HOST_DEVICE
+#endif
+
 namespace nsa::metadata::kernels::cuda {
+
+// Tokens that a thread may write in one go. Each request of a batch begins at a multiple of it, so that these belong to
+// one request; numbers that are left out between two requests are no tokens.
+inline constexpr int32_t kTokensAThread = 4;
 
 // One request of a batch.
 struct DeviceRequest {
-  int64_t first_sequence = 0;
-  int64_t first_token = 0;
+  int32_t first_sequence = 0;
+  int32_t first_token = 0;
   int32_t nsa_index_topk = 0;
   SequenceMode mode = SequenceMode::kRepeat;
   // Memory that the device can write, null where an output is not asked.
@@ -19,26 +33,59 @@ struct DeviceRequest {
 
 // Sums over the sequences of a request that come before a sequence.
 struct SumsBefore {
-  int64_t k = 0;    // of seq_lens
-  int64_t nsa = 0;  // of nsa_cache_seqlens, over those sequences' tokens
+  uint32_t k = 0;    // of seq_lens
+  uint32_t nsa = 0;  // of nsa_cache_seqlens, over those sequences' tokens
 };
 
-// Pointers are the device's.
-struct DeviceBatch {
+struct BatchSize {
+  int32_t num_sequences = 0;
+  int32_t num_requests = 0;
+  // Numbers at and after this one are not tokens.
+  int32_t num_tokens = 0;
+  // Whether no request asks more than seqlens_expanded and nsa_cache_seqlens, which need no sums.
+  bool first_two = false;
+};
+
+// The arrays of a batch.
+struct BatchArrays {
+  const DeviceRequest* requests = nullptr;  // [num_requests]
+  // [num_sequences], the request each sequence belongs to. Null where there is only one.
+  const int32_t* request_of = nullptr;
+  // The number of each sequence's first token, rising. [num_sequences]
+  const int32_t* first_tokens = nullptr;
   const int32_t* extend_seq_lens = nullptr;  // [num_sequences]
   const int32_t* seq_lens = nullptr;         // [num_sequences]
-  // [num_sequences + 1], the batch's first token of each sequence, and [num_sequences]. Not read by the linear search.
-  const int64_t* first_tokens = nullptr;
+  // [num_sequences]. Null where no output needs them.
   const SumsBefore* sums_before = nullptr;
-  // [num_sequences], the request each sequence belongs to, and [num_requests]. Null: all belong to `only_request`.
-  const int32_t* request_of = nullptr;
-  const DeviceRequest* requests = nullptr;
-  DeviceRequest only_request;
+};
 
-  int64_t num_sequences = 0;
-  int64_t num_requests = 1;
-  // Tokens at and after this one are not written.
-  int64_t capacity = 0;
+// The same one after another in one piece of memory, which the host writes and the kernels read: offsets in bytes from
+// its begin, which is 8-byte aligned.
+struct BatchLayout {
+  NSA_HOST_DEVICE constexpr explicit BatchLayout(const BatchSize& size) {
+    const size_t n = static_cast<size_t>(size.num_sequences);
+    requests = Take(static_cast<size_t>(size.num_requests) * sizeof(DeviceRequest));
+    sums_before = Take(size.first_two ? 0 : n * sizeof(SumsBefore));
+    request_of = Take(size.num_requests == 1 ? 0 : n * sizeof(int32_t));
+    first_tokens = Take(n * sizeof(int32_t));
+    extend_seq_lens = Take(n * sizeof(int32_t));
+    seq_lens = Take(n * sizeof(int32_t));
+  }
+
+  size_t requests = 0;
+  size_t sums_before = 0;
+  size_t request_of = 0;
+  size_t first_tokens = 0;
+  size_t extend_seq_lens = 0;
+  size_t seq_lens = 0;
+  size_t bytes = 0;
+
+ private:
+  NSA_HOST_DEVICE constexpr size_t Take(size_t count) {
+    const size_t begin = bytes;
+    bytes += (count + 7) / 8 * 8;
+    return begin;
+  }
 };
 
 }  // namespace nsa::metadata::kernels::cuda

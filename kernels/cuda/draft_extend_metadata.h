@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/launch_plan.h"
 #include "kernels/packed_batch.h"
 
 namespace nsa::metadata::kernels::cuda {
@@ -19,7 +20,8 @@ struct DraftExtendMetadata {
   int32_t nsa_index_topk = 0;  // at least 1 where an output needs it
   SequenceMode mode = SequenceMode::kRepeat;
   // Null where an output is not asked; else room for `capacity` values (nsa_cu_seqlens_k: capacity + 1; cu_seqlens_*:
-  // num_sequences + 1). Values that pass int32 wrap.
+  // num_sequences + 1). Values that pass int32 wrap, but a first token past it is no token's, and counts as INT32_MAX
+  // in cu_seqlens_q.
   OutputPointers out = {};
   // Tokens. Those at and after this one are not written.
   int64_t capacity = 0;
@@ -27,22 +29,23 @@ struct DraftExtendMetadata {
   void* workspace = nullptr;
 };
 
-enum class Search : uint8_t { kLinear, kBinary };
-
-// The sequences up to which FillDraftExtendMetadataAdaptive searches linearly, where nothing else is said.
-inline constexpr int64_t kLinearUpTo = 16;
-
+// For num_sequences below INT32_MAX, not negative.
 size_t DraftExtendWorkspaceBytes(int64_t num_sequences);
 
-// Expands on `stream`, by the search named. `*total_tokens` gets the sum of extend_seq_lens, which may pass `capacity`:
-// then that many tokens would have been needed. Synchronises with the stream. Thread-safe for different workspaces.
-// Returns the first CUDA error, after which the outputs are undefined; cudaErrorInvalidValue for a negative count, a
-// null length array or workspace where one is needed.
-cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Search search, cudaStream_t stream,
+// Expands on `stream` by `kernel`, one of kLinear, kBinary, kRows and kTile. The workspace then begins with the sum of
+// extend_seq_lens, an int64, which may pass `capacity`: then that many tokens would have been needed. Asynchronous: can
+// be captured in a graph. Thread-safe for different workspaces. Returns the first launch's error;
+// cudaErrorInvalidValue for a negative count, one of INT32_MAX or more, another kernel, or a null length array or
+// workspace where one is needed.
+cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream);
+
+// The same, with that sum in `*total_tokens`. Synchronises with the stream. Returns the first CUDA error, after which
+// the outputs are undefined.
+cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                     int64_t* total_tokens);
 
-// As above, by linear search up to `threshold` sequences and by binary search above.
+// As above, by the kernel that `plan` chooses for as many tokens as there is room for.
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
-                                            int64_t* total_tokens, int64_t threshold = kLinearUpTo);
+                                            int64_t* total_tokens, const LaunchPlan& plan = {});
 
 }  // namespace nsa::metadata::kernels::cuda

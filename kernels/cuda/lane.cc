@@ -1,40 +1,25 @@
 #include "kernels/cuda/lane.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "kernels/cuda/check.h"
-#include "kernels/cuda/search_kernels.h"
-#include "kernels/measure.h"
+#include "kernels/cuda/lay_out.h"
 
 namespace nsa::metadata::kernels::cuda {
 namespace {
 
-// Arrays one after another in memory that the host writes and the device has a copy of.
-class Stager {
- public:
-  Stager(void* host, void* device) : host_(static_cast<char*>(host)), device_(static_cast<char*>(device)) {}
+// A host that looks at flags sees the end of a kernel 1 to 2 us sooner than one that asks the stream. Of more blocks
+// than this nobody would notice.
+constexpr int64_t kMostDoneFlags = 1024;
 
-  // Room for `count` values: where the host writes them; `*on_device` is where the device reads them.
-  template <typename T>
-  T* Take(int64_t count, const T** on_device) {
-    T* host = reinterpret_cast<T*>(host_ + used_);
-    *on_device = reinterpret_cast<const T*>(device_ + used_);
-    used_ += (static_cast<size_t>(count) * sizeof(T) + 7) / 8 * 8;
-    return host;
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* host_;
-  char* device_;
-  size_t used_ = 0;
-};
-
-size_t StagedBytes(const LaneLimits& limits) {
-  const size_t a_sequence = sizeof(int64_t) + sizeof(SumsBefore) + 3 * sizeof(int32_t);
-  return static_cast<size_t>(limits.max_sequences) * a_sequence +
-         static_cast<size_t>(limits.max_requests) * sizeof(DeviceRequest) + 64;
+// The most that a lane's batch takes.
+size_t MostBytes(const LaneLimits& limits) {
+  BatchSize size;
+  size.num_sequences = static_cast<int32_t>(limits.max_sequences);
+  size.num_requests = static_cast<int32_t>(limits.max_requests);
+  return std::max(BatchLayout(size).bytes, size_t{1});
 }
 
 }  // namespace
@@ -54,70 +39,61 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(int device, const Lau
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
   void* memory = nullptr;
-  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, StagedBytes(limits), cudaHostAllocWriteCombined));
+  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, MostBytes(limits), cudaHostAllocWriteCombined));
   lane->pinned_.reset(memory);
-  NSA_RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, StagedBytes(limits)));
+  NSA_RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, MostBytes(limits)));
   lane->on_device_.reset(memory);
+  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, kMostDoneFlags * sizeof(uint64_t), cudaHostAllocMapped));
+  memset(memory, 0, kMostDoneFlags * sizeof(uint64_t));
+  lane->done_.reset(memory);
   return lane;
 }
 
-size_t CudaLane::Stage(DeviceBatch* on_device) {
-  const int64_t num_sequences = batch_.num_sequences();
-  const int64_t num_requests = static_cast<int64_t>(batch_.requests().size());
-  Stager stager(pinned_.get(), on_device_.get());
-  int64_t* first_tokens = stager.Take(num_sequences + 1, &on_device->first_tokens);
-  SumsBefore* sums_before = stager.Take(num_sequences, &on_device->sums_before);
-  DeviceRequest* requests = stager.Take(num_requests, &on_device->requests);
-  int32_t* request_of = stager.Take(num_sequences, &on_device->request_of);
-  int32_t* q = stager.Take(num_sequences, &on_device->extend_seq_lens);
-  int32_t* s = stager.Take(num_sequences, &on_device->seq_lens);
-  on_device->num_sequences = num_sequences;
-  on_device->num_requests = num_requests;
-  on_device->capacity = batch_.total_tokens();
-
-  memcpy(q, batch_.extend_seq_lens().data(), num_sequences * sizeof *q);
-  memcpy(s, batch_.seq_lens().data(), num_sequences * sizeof *s);
-  for (int64_t r = 0; r < num_requests; ++r) {
-    const PackedRequest& request = batch_.requests()[r];
-    DeviceRequest staged;
-    staged.first_sequence = request.first_sequence;
-    staged.first_token = request.first_token;
-    staged.nsa_index_topk = request.spec.nsa_index_topk;
-    staged.mode = request.spec.mode;
-    std::copy(request.out.begin(), request.out.end(), staged.out);
-    requests[r] = staged;
-    const bool needs_nsa = request.spec.outputs.Has(Output::kNsaCuSeqlensK);
-    int64_t token = request.first_token;
-    SumsBefore before;
-    for (int64_t b = request.first_sequence; b < request.first_sequence + request.num_sequences; ++b) {
-      first_tokens[b] = token;
-      sums_before[b] = before;
-      request_of[b] = static_cast<int32_t>(r);
-      const int64_t length = extend_seq_lens_[b];
-      token += length;
-      before.k += seq_lens_[b];
-      if (needs_nsa) before.nsa += NsaTokens(request.spec, length, seq_lens_[b]);
-    }
+cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
+  const size_t bytes = BatchLayout(inline_.size).bytes;
+  if (bytes <= kMostInlineBytes) {
+    LayOut(batch_, inline_.size, inline_.data);
+    return LaunchInline(kernel, inline_, done, stream_.get());
   }
-  first_tokens[num_sequences] = batch_.total_tokens();
-  return stager.used();
+  LayOut(batch_, inline_.size, static_cast<unsigned char*>(pinned_.get()));
+  const cudaError_t error =
+      cudaMemcpyAsync(on_device_.get(), pinned_.get(), bytes, cudaMemcpyHostToDevice, stream_.get());
+  if (error != cudaSuccess) return error;
+  return LaunchStaged(kernel, inline_.size, on_device_.get(), done, stream_.get());
 }
 
 absl::StatusOr<Kernel> CudaLane::Expand() {
   // The runtime's device is a thread's own, and any thread may run a lane.
   NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_));
-  DeviceBatch batch;
-  const size_t bytes = Stage(&batch);
-  NSA_RETURN_IF_CUDA_ERROR(
-      cudaMemcpyAsync(on_device_.get(), pinned_.get(), bytes, cudaMemcpyHostToDevice, stream_.get()));
-  const Kernel kernel = ChooseKernel(plan_, batch.num_sequences);
-  if (kernel == Kernel::kLinear) {
-    NSA_RETURN_IF_CUDA_ERROR(LaunchLinear(batch, batch.capacity, stream_.get()));
-  } else {
-    NSA_RETURN_IF_CUDA_ERROR(LaunchBinary(batch, batch.capacity, stream_.get()));
-  }
-  NSA_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_.get()));
+  const absl::StatusOr<BatchSize> size = SizeOf(batch_);
+  if (!size.ok()) return size.status();
+  inline_.size = *size;
+  const Kernel kernel = ChooseKernel(plan_, size->num_sequences, size->num_tokens);
+  const int64_t blocks = NumBlocks(kernel, size->num_sequences, size->num_tokens);
+  DoneFlags done;
+  if (blocks <= kMostDoneFlags) done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};
+  NSA_RETURN_IF_CUDA_ERROR(Launch(kernel, done));
+  if (absl::Status status = AwaitDone(done.flags == nullptr ? 0 : blocks); !status.ok()) return status;
   return kernel;
+}
+
+absl::Status CudaLane::AwaitDone(int64_t blocks) const {
+  // An error that ends the kernel leaves its flags as they are.
+  constexpr int kLooksBetweenQueries = 1 << 14;
+  auto* const flags = static_cast<uint64_t*>(done_.get());
+  for (int64_t block = 0; block < blocks; ++block) {
+    const std::atomic_ref<uint64_t> flag(flags[block]);
+    for (int looks = 1; flag.load(std::memory_order_acquire) != launches_; ++looks) {
+      if (looks % kLooksBetweenQueries != 0) continue;
+      const cudaError_t error = cudaStreamQuery(stream_.get());
+      if (error == cudaErrorNotReady) continue;
+      // The kernel is over: its flags are set, or an error has kept it from it.
+      NSA_RETURN_IF_CUDA_ERROR(error);
+      break;
+    }
+  }
+  if (blocks > 0) return absl::OkStatus();
+  return NSA_CUDA_STATUS(cudaStreamSynchronize(stream_.get()));
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -9,14 +9,15 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
-#include "kernels/cuda/device_batch.h"
 #include "kernels/cuda/handles.h"
+#include "kernels/cuda/launch.h"
 #include "kernels/launch_plan.h"
 
 namespace nsa::metadata::kernels::cuda {
 
-// A stream, the batch's lengths, and memory that takes them, and the sums over them, to the device in one copy. The
-// kernel writes the outputs where they are sent from: pinned memory, across the bus.
+// A stream and the batch's lengths, which travel to the device as a kernel parameter, or, where that has not enough
+// room, by one copy before it. The kernel writes the outputs where they are sent from: pinned memory, across the bus.
+// Nothing is allocated after Create.
 class CudaLane final : public Lane {
  public:
   static absl::StatusOr<std::unique_ptr<CudaLane>> Create(int device, const LaunchPlan& plan, const LaneLimits& limits);
@@ -26,17 +27,20 @@ class CudaLane final : public Lane {
 
  private:
   CudaLane(int device, const LaunchPlan& plan, const LaneLimits& limits);
-  // Lays the batch out in pinned_; returns how many bytes go to the device.
-  size_t Stage(DeviceBatch* on_device);
+  cudaError_t Launch(Kernel kernel, const DoneFlags& done);
+  absl::Status AwaitDone(int64_t blocks) const;
 
   const int device_;
   const LaunchPlan plan_;
   std::vector<int32_t> extend_seq_lens_;
   std::vector<int32_t> seq_lens_;
   PackedBatch batch_;
+  InlineBatch inline_;
   Stream stream_;
   PinnedMemory pinned_;
   DeviceMemory on_device_;
+  PinnedMemory done_;  // a flag a block
+  uint64_t launches_ = 0;
 };
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -51,13 +51,23 @@ struct Launcher {
 };
 void PrintTo(const Launcher& launcher, std::ostream* out) { *out << launcher.name; }
 
+template <Kernel kernel>
+cudaError_t By(const DraftExtendMetadata& metadata, cudaStream_t stream, int64_t* total_tokens) {
+  return FillDraftExtendMetadata(metadata, kernel, stream, total_tokens);
+}
+
+template <KernelChoice choice>
+cudaError_t Adaptive(const DraftExtendMetadata& metadata, cudaStream_t stream, int64_t* total_tokens) {
+  return FillDraftExtendMetadataAdaptive(metadata, stream, total_tokens, {.choice = choice});
+}
+
 const Launcher kLaunchers[] = {
-    {"linear", [](const DraftExtendMetadata& m, cudaStream_t s,
-                  int64_t* t) { return FillDraftExtendMetadata(m, Search::kLinear, s, t); }},
-    {"binary", [](const DraftExtendMetadata& m, cudaStream_t s,
-                  int64_t* t) { return FillDraftExtendMetadata(m, Search::kBinary, s, t); }},
-    {"adaptive",
-     [](const DraftExtendMetadata& m, cudaStream_t s, int64_t* t) { return FillDraftExtendMetadataAdaptive(m, s, t); }},
+    {"linear", &By<Kernel::kLinear>},
+    {"binary", &By<Kernel::kBinary>},
+    {"rows", &By<Kernel::kRows>},
+    {"tile", &By<Kernel::kTile>},
+    {"threshold", &Adaptive<KernelChoice::kThreshold>},
+    {"adaptive", &Adaptive<KernelChoice::kAdaptive>},
 };
 
 class LaunchersTest : public ::testing::TestWithParam<Launcher> {
@@ -198,9 +208,12 @@ TEST_P(LaunchersTest, RefuseArgumentsThatMakeNoSense) {
   EXPECT_EQ(GetParam().launch({.num_sequences = -1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
             cudaErrorInvalidValue)
       << "a negative count";
+  EXPECT_EQ(GetParam().launch({.capacity = INT32_MAX, .workspace = workspace.data()}, stream_.get(), &total_tokens),
+            cudaErrorInvalidValue)
+      << "a capacity past int32";
 }
 
-INSTANTIATE_TEST_SUITE_P(Searches, LaunchersTest, ::testing::ValuesIn(kLaunchers),
+INSTANTIATE_TEST_SUITE_P(Kernels, LaunchersTest, ::testing::ValuesIn(kLaunchers),
                          [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace

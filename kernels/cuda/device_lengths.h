@@ -1,0 +1,31 @@
+// The expansion of lengths that only the device knows: first the sums, then the tokens.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/launch.h"
+
+namespace nsa::metadata::kernels::cuda {
+
+// Of one request, all but the total and the arrays its outputs are written to. A negative length counts as 0.
+struct DeviceLengths {
+  const int32_t* extend_seq_lens = nullptr;  // [num_sequences]
+  const int32_t* seq_lens = nullptr;         // [num_sequences]
+  // num_requests is 1, num_tokens the room there is.
+  BatchSize size;
+  DeviceRequest request;
+};
+
+// Up to this many sequences each block computes the sums for itself, in one launch with the expansion.
+inline constexpr int32_t kMostFusedSequences = 1024;
+
+size_t SumsWorkspaceBytes(int32_t num_sequences);
+
+// Expands by `kernel` on `stream`. The workspace, 8-byte aligned, begins with the sum of extend_seq_lens, an int64,
+// afterwards. Asynchronous; returns the first launch's error.
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, cudaStream_t stream);
+
+}  // namespace nsa::metadata::kernels::cuda

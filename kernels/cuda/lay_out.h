@@ -1,0 +1,16 @@
+// A packed batch as the bytes that the kernels read.
+#pragma once
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/device_batch.h"
+#include "kernels/packed_batch.h"
+
+namespace nsa::metadata::kernels::cuda {
+
+// INVALID_ARGUMENT when its tokens, and the numbers left out between requests, pass int32.
+absl::StatusOr<BatchSize> SizeOf(const PackedBatch& batch);
+
+// Writes BatchLayout(size).bytes bytes from `base` on, which is 8-byte aligned; `size` is SizeOf(batch).
+void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base);
+
+}  // namespace nsa::metadata::kernels::cuda
