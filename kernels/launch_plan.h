@@ -1,4 +1,4 @@
-// Which of a device's kernels computes a batch.
+// Which of a device's kernels computes a batch, and how its lengths get there.
 #pragma once
 
 #include <cstdint>
@@ -22,13 +22,31 @@ enum class KernelChoice : uint8_t {
 // Nothing for a name that is no choice.
 std::optional<KernelChoice> ParseKernelChoice(std::string_view name);
 
+// How a batch's lengths reach the kernel.
+enum class Input : uint8_t {
+  kInline,  // in the launch, as a kernel parameter
+  kCopied,  // copied to the device before the launch
+};
+
 struct LaunchPlan {
   KernelChoice choice = KernelChoice::kAdaptive;
   // For kThreshold: linear search up to this many sequences.
   int64_t threshold = 16;
+  // Nothing: inline where there is room.
+  std::optional<Input> input = std::nullopt;
+};
+
+// What a kernel's time depends on.
+struct BatchShape {
+  int64_t num_sequences = 0;
+  int64_t total_tokens = 0;
+  // Whether no request asks more than seqlens_expanded and nsa_cache_seqlens.
+  bool first_two = true;
+  // Whether the outputs lie in the host's memory, across the bus.
+  bool to_host = false;
 };
 
 // One of kLinear, kBinary, kRows and kTile.
-Kernel ChooseKernel(const LaunchPlan& plan, int64_t num_sequences, int64_t total_tokens);
+Kernel ChooseKernel(const LaunchPlan& plan, const BatchShape& shape);
 
 }  // namespace nsa::metadata::kernels

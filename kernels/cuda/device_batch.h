@@ -46,21 +46,17 @@ struct BatchSize {
   bool first_two = false;
 };
 
-// The arrays of a batch.
+// The arrays of a batch that are as the caller gave them.
 struct BatchArrays {
   const DeviceRequest* requests = nullptr;  // [num_requests]
   // [num_sequences], the request each sequence belongs to. Null where there is only one.
   const int32_t* request_of = nullptr;
-  // The number of each sequence's first token, rising. [num_sequences]
-  const int32_t* first_tokens = nullptr;
   const int32_t* extend_seq_lens = nullptr;  // [num_sequences]
   const int32_t* seq_lens = nullptr;         // [num_sequences]
-  // [num_sequences]. Null where no output needs them.
-  const SumsBefore* sums_before = nullptr;
 };
 
-// The same one after another in one piece of memory, which the host writes and the kernels read: offsets in bytes from
-// its begin, which is 8-byte aligned.
+// All of a batch one after another in one piece of memory, which the host writes and the kernels read: offsets in bytes
+// from its begin, which is 8-byte aligned.
 struct BatchLayout {
   NSA_HOST_DEVICE constexpr explicit BatchLayout(const BatchSize& size) {
     const size_t n = static_cast<size_t>(size.num_sequences);
@@ -72,13 +68,13 @@ struct BatchLayout {
     seq_lens = Take(n * sizeof(int32_t));
   }
 
-  size_t requests = 0;
-  size_t sums_before = 0;
-  size_t request_of = 0;
-  size_t first_tokens = 0;
+  size_t requests = 0;      // DeviceRequest [num_requests]
+  size_t sums_before = 0;   // SumsBefore [num_sequences], none for first_two
+  size_t request_of = 0;    // int32_t [num_sequences], none for one request
+  size_t first_tokens = 0;  // int32_t [num_sequences], the number of each sequence's first token, rising
   size_t extend_seq_lens = 0;
   size_t seq_lens = 0;
-  size_t bytes = 0;
+  size_t bytes = 0;  // all of them
 
  private:
   NSA_HOST_DEVICE constexpr size_t Take(size_t count) {

@@ -1,11 +1,12 @@
-// Inputs: two arrays of int32 lengths, [num_sequences]. Up to 1,024 sequences every block scans the lengths in its
-// shared memory and goes on with its tokens; more are scanned once, before, in global memory.
-
-#include <thrust/iterator/counting_iterator.h>
-#include <thrust/iterator/transform_iterator.h>
+// Inputs: two arrays of int32 lengths, [num_sequences]. Where a token's sequence begins follows from sums over the
+// sequences before it:
+//   up to 32 sequences     each warp scans them for itself, then goes on with its tokens
+//   up to 1,024 sequences  each block does
+//   more                   a kernel scans them by chunks, a block a chunk; in the one after it each block scans the 64
+//                          chunks' sums, and adds a sequence's chunk's to its own where it needs them
 
 #include <cub/block/block_scan.cuh>
-#include <cub/device/device_scan.cuh>
+#include <cub/warp/warp_scan.cuh>
 
 #include "kernels/cuda/device_lengths.h"
 #include "kernels/cuda/versions.cuh"
@@ -13,20 +14,18 @@
 namespace nsa::metadata::kernels::cuda {
 namespace {
 
-// Over the sequences before one.
-struct Sums {
-  int64_t tokens;
-  SumsBefore before;
-};
+constexpr int kItems = 4;
+constexpr int32_t kBlockSequences = kThreads * kItems;
+static_assert(kBlockSequences == kMostFusedSequences);
+constexpr int32_t kMostChunks = 64;
 
-struct AddSums {
-  __host__ __device__ Sums operator()(const Sums& a, const Sums& b) const {
-    return {a.tokens + b.tokens, {a.before.k + b.before.k, a.before.nsa + b.before.nsa}};
-  }
+struct Add {
+  __device__ __forceinline__ Sums operator()(const Sums& a, const Sums& b) const { return a + b; }
 };
 
 template <bool kFirstTwo>
 __device__ __forceinline__ Sums SumsOf(const DeviceLengths& lengths, int32_t b) {
+  if (b >= lengths.size.num_sequences) return {};
   const int32_t q = LengthAt(lengths.extend_seq_lens, b);
   if constexpr (kFirstTwo) return {q, {}};
   const int32_t s = LengthAt(lengths.seq_lens, b);
@@ -34,161 +33,186 @@ __device__ __forceinline__ Sums SumsOf(const DeviceLengths& lengths, int32_t b) 
   return {q, {static_cast<uint32_t>(s), NsaSum(request.mode, request.nsa_index_topk, q, s, q)}};
 }
 
-// A number past int32 is no token's: what begins there is not written.
-__device__ __forceinline__ int32_t FirstToken(int64_t tokens) { return static_cast<int32_t>(Min(tokens, INT32_MAX)); }
+// What comes before each of a block's sequences, from `begin` on, in memory that has room for all of them. Returns the
+// sums over all.
+template <bool kFirstTwo>
+__device__ __forceinline__ Sums ScanBlock(const DeviceLengths& lengths, int32_t begin, const Sums& before,
+                                          int32_t* first_tokens, SumsBefore* sums_before) {
+  using Scan = cub::BlockScan<Sums, kThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  const int32_t mine = begin + threadIdx.x * kItems;
+  Sums sums[kItems];
+#pragma unroll
+  for (int32_t item = 0; item < kItems; ++item) sums[item] = SumsOf<kFirstTwo>(lengths, mine + item);
+  Sums total;
+  Scan(storage).ExclusiveScan(sums, sums, Sums{}, Add(), total);
+#pragma unroll
+  for (int32_t item = 0; item < kItems; ++item) {
+    if (mine + item >= lengths.size.num_sequences) break;
+    const Sums here = before + sums[item];
+    first_tokens[mine + item] = FirstToken(here.tokens);
+    if constexpr (!kFirstTwo) sums_before[mine + item] = here.before;
+  }
+  return total;
+}
+
+__device__ __forceinline__ BatchArrays ArraysOf(const DeviceLengths& lengths) {
+  return {.requests = &lengths.request, .extend_seq_lens = lengths.extend_seq_lens, .seq_lens = lengths.seq_lens};
+}
+
+struct Few {
+  DeviceLengths lengths;
+  int64_t* total_tokens;
+};
+
+template <bool kFirstTwo>
+__device__ __forceinline__ Batch<FlatSums> BatchOf(const Few& source) {
+  using Scan = cub::WarpScan<Sums>;
+  __shared__ typename Scan::TempStorage storage[kWarps];
+  __shared__ int32_t first_tokens[kWarps][kWarp];
+  __shared__ SumsBefore sums_before[kWarps][kFirstTwo ? 1 : kWarp];
+  const int32_t warp = threadIdx.x / kWarp;
+  const int32_t lane = threadIdx.x % kWarp;
+  Sums before;
+  Sums total;
+  Scan(storage[warp]).ExclusiveScan(SumsOf<kFirstTwo>(source.lengths, lane), before, Sums{}, Add(), total);
+  first_tokens[warp][lane] = FirstToken(before.tokens);
+  if constexpr (!kFirstTwo) sums_before[warp][lane] = before.before;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
+  __syncwarp();
+  return {.size = source.lengths.size,
+          .arrays = ArraysOf(source.lengths),
+          .before = {.first_tokens = first_tokens[warp], .sums_before = kFirstTwo ? nullptr : sums_before[warp]}};
+}
 
 struct Fused {
   DeviceLengths lengths;
   int64_t* total_tokens;
 };
 
-constexpr int kItems = kMostFusedSequences / kThreads;
-
 template <bool kFirstTwo>
-__device__ __forceinline__ Batch BatchOf(const Fused& source) {
-  using Scan = cub::BlockScan<Sums, kThreads>;
-  __shared__ typename Scan::TempStorage storage;
-  __shared__ int32_t first_tokens[kMostFusedSequences];
-  __shared__ SumsBefore sums_before[kFirstTwo ? 1 : kMostFusedSequences];
-  const DeviceLengths& lengths = source.lengths;
-  const int32_t begin = threadIdx.x * kItems;
-  Sums sums[kItems];
-  for (int32_t item = 0; item < kItems; ++item) {
-    sums[item] = begin + item < lengths.size.num_sequences ? SumsOf<kFirstTwo>(lengths, begin + item) : Sums{};
-  }
-  Sums total;
-  Scan(storage).ExclusiveScan(sums, sums, Sums{}, AddSums(), total);
-  for (int32_t item = 0; item < kItems; ++item) {
-    first_tokens[begin + item] = FirstToken(sums[item].tokens);
-    if constexpr (!kFirstTwo) sums_before[begin + item] = sums[item].before;
-  }
+__device__ __forceinline__ Batch<FlatSums> BatchOf(const Fused& source) {
+  __shared__ int32_t first_tokens[kBlockSequences];
+  __shared__ SumsBefore sums_before[kFirstTwo ? 1 : kBlockSequences];
+  const Sums total = ScanBlock<kFirstTwo>(source.lengths, 0, Sums{}, first_tokens, sums_before);
   if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
   __syncthreads();
-  return {.size = lengths.size,
-          .arrays = {.requests = &lengths.request,
-                     .first_tokens = first_tokens,
-                     .extend_seq_lens = lengths.extend_seq_lens,
-                     .seq_lens = lengths.seq_lens,
-                     .sums_before = kFirstTwo ? nullptr : sums_before}};
+  return {.size = source.lengths.size,
+          .arrays = ArraysOf(source.lengths),
+          .before = {.first_tokens = first_tokens, .sums_before = kFirstTwo ? nullptr : sums_before}};
 }
 
-struct Scanned {
+// Lengths in chunks of 2^shift sequences, a multiple of kBlockSequences, at most kMostChunks.
+struct Chunked {
   DeviceLengths lengths;
+  int32_t shift;
+  Sums* chunks;  // [kMostChunks], over each
+  int64_t* total_tokens;
+  int32_t* first_tokens;    // [num_sequences], from the chunk's begin on
+  SumsBefore* sums_before;  // [num_sequences], likewise
+};
+
+// FlatSums' functions, for sums that begin anew with each chunk.
+template <bool kFirstTwo>
+struct ChunkedSums {
   const int32_t* first_tokens;
   const SumsBefore* sums_before;
+  const Sums* chunks;  // before each
+  int32_t shift;
+
+  __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const {
+    return FirstToken(chunks[b >> shift].tokens + first_tokens[b]);
+  }
+  __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
+    if constexpr (kFirstTwo) return {};
+    const SumsBefore& before = chunks[b >> shift].before;
+    return {before.k + sums_before[b].k, before.nsa + sums_before[b].nsa};
+  }
 };
 
 template <bool kFirstTwo>
-__device__ __forceinline__ Batch BatchOf(const Scanned& source) {
-  const DeviceLengths& lengths = source.lengths;
-  return {.size = lengths.size,
-          .arrays = {.requests = &lengths.request,
-                     .first_tokens = source.first_tokens,
-                     .extend_seq_lens = lengths.extend_seq_lens,
-                     .seq_lens = lengths.seq_lens,
-                     .sums_before = kFirstTwo ? nullptr : source.sums_before}};
+__global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ Chunked source) {
+  const int32_t chunk = static_cast<int32_t>(blockIdx.x) << source.shift;
+  const int32_t end = min(chunk + (1 << source.shift), source.lengths.size.num_sequences);
+  Sums sums = {};
+  for (int32_t begin = chunk; begin < end; begin += kBlockSequences) {
+    sums = sums + ScanBlock<kFirstTwo>(source.lengths, begin, sums, source.first_tokens, source.sums_before);
+    __syncthreads();  // the scan's memory is used again
+  }
+  if (threadIdx.x == 0) source.chunks[blockIdx.x] = sums;
 }
 
-// What the scan reads: the sums of a sequence, and nothing for the one past the last, before which the total is.
 template <bool kFirstTwo>
-struct SumsAt {
-  DeviceLengths lengths;
-  __device__ Sums operator()(int32_t b) const {
-    return b < lengths.size.num_sequences ? SumsOf<kFirstTwo>(lengths, b) : Sums{};
-  }
-};
-
-// What the scan writes: an iterator whose elements are spread over the workspace's arrays.
-struct SpreadOut {
-  using iterator_category = std::random_access_iterator_tag;
-  using value_type = Sums;
-  using difference_type = int64_t;
-  using pointer = void;
-
-  struct Reference {
-    const SpreadOut& out;
-    int64_t b;
-    __device__ void operator=(const Sums& sums) const {
-      if (b == out.num_sequences) {
-        *out.total_tokens = sums.tokens;
-      } else {
-        out.first_tokens[b] = FirstToken(sums.tokens);
-        out.sums_before[b] = sums.before;
-      }
+__device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& source) {
+  using Scan = cub::WarpScan<Sums>;
+  constexpr int32_t kEach = kMostChunks / kWarp;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ Sums chunks[kMostChunks];
+  if (threadIdx.x < kWarp) {
+    const int32_t count = (source.lengths.size.num_sequences + (1 << source.shift) - 1) >> source.shift;
+    Sums sums[kEach];
+    Sums mine = {};
+    for (int32_t i = 0; i < kEach; ++i) {
+      const int32_t chunk = threadIdx.x * kEach + i;
+      sums[i] = chunk < count ? source.chunks[chunk] : Sums{};
+      mine = mine + sums[i];
     }
-  };
-  using reference = Reference;
-
-  __host__ __device__ SpreadOut operator+(int64_t n) const {
-    SpreadOut moved = *this;
-    moved.at += n;
-    return moved;
+    Sums before;
+    Sums total;
+    Scan(storage).ExclusiveScan(mine, before, Sums{}, Add(), total);
+    for (int32_t i = 0; i < kEach; ++i) {
+      chunks[threadIdx.x * kEach + i] = before;
+      before = before + sums[i];
+    }
+    if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
   }
-  __device__ Reference operator[](int64_t n) const { return {*this, at + n}; }
+  __syncthreads();
+  return {.size = source.lengths.size,
+          .arrays = ArraysOf(source.lengths),
+          .before = {.first_tokens = source.first_tokens,
+                     .sums_before = source.sums_before,
+                     .chunks = chunks,
+                     .shift = source.shift}};
+}
 
-  int64_t* total_tokens;
-  int32_t* first_tokens;
-  SumsBefore* sums_before;
-  int64_t num_sequences;
-  int64_t at = 0;
-};
-
-// The workspace's parts.
-struct Workspace {
-  Workspace(void* memory, int32_t num_sequences)
-      : total_tokens(static_cast<int64_t*>(memory)),
-        sums_before(reinterpret_cast<SumsBefore*>(total_tokens + 1)),
-        first_tokens(reinterpret_cast<int32_t*>(sums_before + num_sequences)),
-        scratch(reinterpret_cast<unsigned char*>(memory) + ScratchAt(num_sequences)) {}
-
-  static size_t ScratchAt(int32_t num_sequences) {
-    const size_t bytes = sizeof(int64_t) + num_sequences * (sizeof(SumsBefore) + sizeof(int32_t));
-    return (bytes + 255) / 256 * 256;
-  }
-
-  int64_t* total_tokens;
-  SumsBefore* sums_before;
-  int32_t* first_tokens;
-  void* scratch;
-};
-
-template <bool kFirstTwo>
-cudaError_t Scan(const DeviceLengths& lengths, const Workspace& workspace, void* scratch, size_t* scratch_bytes,
-                 cudaStream_t stream) {
-  const auto in = thrust::make_transform_iterator(thrust::counting_iterator<int32_t>(0), SumsAt<kFirstTwo>{lengths});
-  const SpreadOut out = {workspace.total_tokens, workspace.first_tokens, workspace.sums_before,
-                         lengths.size.num_sequences};
-  return cub::DeviceScan::ExclusiveScan(scratch, *scratch_bytes, in, out, AddSums(), Sums{},
-                                        lengths.size.num_sequences + 1, stream);
+cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, cudaStream_t stream) {
+  const int32_t num_sequences = lengths.size.num_sequences;
+  Chunked source = {.lengths = lengths,
+                    .shift = 0,
+                    .chunks = nullptr,
+                    .total_tokens = total_tokens,
+                    .first_tokens = nullptr,
+                    .sums_before = nullptr};
+  while ((1 << source.shift) < kBlockSequences) ++source.shift;
+  while ((int64_t{kMostChunks} << source.shift) < num_sequences) ++source.shift;
+  source.chunks = reinterpret_cast<Sums*>(total_tokens + 1);
+  source.sums_before = reinterpret_cast<SumsBefore*>(source.chunks + kMostChunks);
+  source.first_tokens = reinterpret_cast<int32_t*>(source.sums_before + num_sequences);
+  const auto blocks = static_cast<unsigned>((num_sequences + (1 << source.shift) - 1) >> source.shift);
+  const void* scan = lengths.size.first_two ? reinterpret_cast<const void*>(&ScanChunks<true>)
+                                            : reinterpret_cast<const void*>(&ScanChunks<false>);
+  void* parameters[] = {&source};
+  const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
+  return error == cudaSuccess ? Launch<Chunked>(kernel, lengths.size, &source, {}, stream) : error;
 }
 
 }  // namespace
 
 size_t SumsWorkspaceBytes(int32_t num_sequences) {
-  size_t scratch_bytes = 0;
-  if (num_sequences > kMostFusedSequences) {
-    DeviceLengths lengths;
-    lengths.size.num_sequences = num_sequences;
-    Scan<false>(lengths, Workspace(nullptr, 0), nullptr, &scratch_bytes, nullptr);
-  }
-  return Workspace::ScratchAt(num_sequences) + scratch_bytes;
+  if (num_sequences <= kMostFusedSequences) return sizeof(int64_t);
+  return sizeof(int64_t) + kMostChunks * sizeof(Sums) +
+         static_cast<size_t>(num_sequences) * (sizeof(SumsBefore) + sizeof(int32_t));
 }
 
-cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* memory, cudaStream_t stream) {
-  const int32_t num_sequences = lengths.size.num_sequences;
-  const Workspace workspace(memory, num_sequences);
-  if (num_sequences <= kMostFusedSequences) {
-    const Fused source = {.lengths = lengths, .total_tokens = workspace.total_tokens};
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, cudaStream_t stream) {
+  auto* const total_tokens = static_cast<int64_t*>(workspace);
+  if (lengths.size.num_sequences > kMostFusedSequences) return LaunchChunked(kernel, lengths, total_tokens, stream);
+  if (lengths.size.num_sequences > kWarp) {
+    const Fused source = {.lengths = lengths, .total_tokens = total_tokens};
     return Launch<Fused>(kernel, lengths.size, &source, {}, stream);
   }
-  size_t scratch_bytes = SumsWorkspaceBytes(num_sequences) - Workspace::ScratchAt(num_sequences);
-  const auto scan = lengths.size.first_two ? &Scan<true> : &Scan<false>;
-  if (cudaError_t error = scan(lengths, workspace, workspace.scratch, &scratch_bytes, stream); error != cudaSuccess) {
-    return error;
-  }
-  const Scanned source = {
-      .lengths = lengths, .first_tokens = workspace.first_tokens, .sums_before = workspace.sums_before};
-  return Launch<Scanned>(kernel, lengths.size, &source, {}, stream);
+  const Few source = {.lengths = lengths, .total_tokens = total_tokens};
+  return Launch<Few>(kernel, lengths.size, &source, {}, stream);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -51,7 +51,11 @@ cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel 
 
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
                                             int64_t* total_tokens, const LaunchPlan& plan) {
-  const Kernel kernel = ChooseKernel(plan, metadata.num_sequences, metadata.capacity);
+  const BatchShape shape = {.num_sequences = metadata.num_sequences,
+                            .total_tokens = metadata.capacity,
+                            .first_two = !AsksMoreThanFirstTwo(metadata.out),
+                            .to_host = false};
+  const Kernel kernel = ChooseKernel(plan, shape);
   return FillDraftExtendMetadata(metadata, kernel, stream, total_tokens);
 }
 

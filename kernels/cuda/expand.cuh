@@ -32,11 +32,39 @@ __device__ __forceinline__ uint32_t NsaSum(SequenceMode mode, int64_t k, int64_t
   return static_cast<uint32_t>(ramp * (first + ramp_end) / 2 + above * k);
 }
 
-// A batch in a kernel's hands.
+// Over the sequences before one.
+struct Sums {
+  int64_t tokens;
+  SumsBefore before;
+};
+
+__device__ __forceinline__ Sums operator+(const Sums& a, const Sums& b) {
+  return {a.tokens + b.tokens, {a.before.k + b.before.k, a.before.nsa + b.before.nsa}};
+}
+
+// A number past int32 is no token's: what begins there is not written.
+__device__ __forceinline__ int32_t FirstToken(int64_t tokens) { return static_cast<int32_t>(Min(tokens, INT32_MAX)); }
+
+// What comes before a sequence, where that is one array from the batch's begin to its end.
+struct FlatSums {
+  const int32_t* first_tokens;
+  const SumsBefore* sums_before;  // null where no output needs them
+
+  __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return first_tokens[b]; }
+  __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
+    return sums_before == nullptr ? SumsBefore{} : sums_before[b];
+  }
+};
+
+// A batch in a kernel's hands. `Before` is FlatSums or has its functions: one type for sums in shared and in global
+// memory made nvcc 13.0 read the latter as the former.
+template <typename Before>
 struct Batch {
   BatchSize size;
   BatchArrays arrays;
+  Before before;
 
+  __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return before.FirstTokenOf(b); }
   __device__ __forceinline__ const DeviceRequest& RequestOf(int32_t b) const {
     return arrays.requests[arrays.request_of == nullptr ? 0 : arrays.request_of[b]];
   }
@@ -44,18 +72,23 @@ struct Batch {
 
 // A sequence and its request.
 struct Row {
-  __device__ __forceinline__ Row(const Batch& batch, int32_t sequence)
+  template <typename Before>
+  __device__ __forceinline__ Row(const Batch<Before>& batch, int32_t sequence)
       : b(sequence),
-        first_token(batch.arrays.first_tokens[b]),
+        first_token(batch.FirstTokenOf(b)),
         q(LengthAt(batch.arrays.extend_seq_lens, b)),
         s(LengthAt(batch.arrays.seq_lens, b)),
-        before(batch.arrays.sums_before == nullptr ? SumsBefore{} : batch.arrays.sums_before[b]),
-        request(batch.RequestOf(b)) {}
+        before(batch.before.SumsBeforeOf(b)),
+        request(&batch.RequestOf(b)) {}
 
   __device__ __forceinline__ int32_t Position(int32_t i) const { return s - q + i; }
   // seqlens_expanded of token i.
   __device__ __forceinline__ int32_t Expanded(int32_t i) const {
-    return request.mode == SequenceMode::kCausal ? max(Position(i) + 1, 0) : s;
+    return request->mode == SequenceMode::kCausal ? max(Position(i) + 1, 0) : s;
+  }
+  // The sum of nsa_cache_seqlens over the sequences before and this one's first n tokens.
+  __device__ __forceinline__ uint32_t NsaSumTo(int32_t n) const {
+    return before.nsa + NsaSum(request->mode, request->nsa_index_topk, q, s, n);
   }
 
   int32_t b;
@@ -63,7 +96,7 @@ struct Row {
   int32_t q;
   int32_t s;
   SumsBefore before;
-  const DeviceRequest& request;
+  const DeviceRequest* request;
 };
 
 __device__ __forceinline__ int32_t* OutputOf(const DeviceRequest& request, Output output) {
@@ -77,7 +110,7 @@ __device__ __forceinline__ void Put(const DeviceRequest& request, Output output,
 // Writes what belongs to token i of `row`.
 template <bool kFirstTwo>
 __device__ __forceinline__ void WriteToken(const Row& row, int32_t i) {
-  const DeviceRequest& request = row.request;
+  const DeviceRequest& request = *row.request;
   const int64_t t = int64_t{row.first_token} - request.first_token + i;
   const int32_t expanded = row.Expanded(i);
   Put(request, Output::kSeqlensExpanded, t, expanded);
@@ -86,8 +119,7 @@ __device__ __forceinline__ void WriteToken(const Row& row, int32_t i) {
     Put(request, Output::kTokenToBatchIdx, t, row.b - request.first_sequence);
     Put(request, Output::kPositions, t, row.Position(i));
     if (OutputOf(request, Output::kNsaCuSeqlensK) != nullptr) {
-      const uint32_t sum = row.before.nsa + NsaSum(request.mode, request.nsa_index_topk, row.q, row.s, i + 1);
-      Put(request, Output::kNsaCuSeqlensK, t + 1, sum);
+      Put(request, Output::kNsaCuSeqlensK, t + 1, row.NsaSumTo(i + 1));
     }
     Put(request, Output::kKs, t, row.before.k);
     Put(request, Output::kKe, t, row.before.k + expanded);
@@ -96,7 +128,8 @@ __device__ __forceinline__ void WriteToken(const Row& row, int32_t i) {
 
 // Writes the running sums over sequences, up to and including each, and the 0 that each running sum begins with. The
 // grid's threads share the work.
-__device__ __forceinline__ void WriteSums(const Batch& batch) {
+template <typename Before>
+__device__ __forceinline__ void WriteSums(const Batch<Before>& batch) {
   const int32_t thread = blockIdx.x * blockDim.x + threadIdx.x;
   const int32_t threads = gridDim.x * blockDim.x;
   for (int32_t b = thread; b < batch.size.num_sequences; b += threads) {

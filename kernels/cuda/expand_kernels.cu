@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
 
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/versions.cuh"
@@ -30,17 +31,31 @@ __device__ __forceinline__ const T* At(const unsigned char* base, size_t offset)
 }
 
 template <bool kFirstTwo, typename Source>
-__device__ __forceinline__ Batch BatchOf(const Source& source) {
+__device__ __forceinline__ Batch<FlatSums> BatchOf(const Source& source) {
   const BatchLayout layout(source.size);
   const unsigned char* base = source.base();
   const bool one_request = source.size.num_requests == 1;
   return {.size = source.size,
           .arrays = {.requests = At<DeviceRequest>(base, layout.requests),
                      .request_of = one_request ? nullptr : At<int32_t>(base, layout.request_of),
-                     .first_tokens = At<int32_t>(base, layout.first_tokens),
                      .extend_seq_lens = At<int32_t>(base, layout.extend_seq_lens),
-                     .seq_lens = At<int32_t>(base, layout.seq_lens),
+                     .seq_lens = At<int32_t>(base, layout.seq_lens)},
+          .before = {.first_tokens = At<int32_t>(base, layout.first_tokens),
                      .sums_before = kFirstTwo ? nullptr : At<SumsBefore>(base, layout.sums_before)}};
+}
+
+// A launch copies as much as its kernel's parameters may hold, used or not: so there are kernels for several sizes.
+using InlineSizes = std::index_sequence<624, 1'264, 2'272, 3'232, kMostInlineBytes>;
+
+template <size_t kBytes, size_t... kMore>
+cudaError_t LaunchSmallest(Kernel kernel, size_t bytes, const InlineBatch& batch, const DoneFlags& done,
+                           cudaStream_t stream, std::index_sequence<kBytes, kMore...>) {
+  static_assert(offsetof(InlineBatch, data) == offsetof(Inline<kBytes>, data));
+  if (bytes <= kBytes) return Launch<Inline<kBytes>>(kernel, batch.size, &batch, done, stream);
+  if constexpr (sizeof...(kMore) > 0) {
+    return LaunchSmallest(kernel, bytes, batch, done, stream, std::index_sequence<kMore...>());
+  }
+  return cudaErrorInvalidValue;
 }
 
 __global__ void ArchitectureProbe() {}
@@ -57,22 +72,15 @@ int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens) {
     case Kernel::kRows:
       return std::min(blocks_of(num_sequences, kWarps), kMostRowBlocks);
     case Kernel::kTile:
-      return blocks_of(num_tokens, kTileTokens);
+      return blocks_of(num_tokens, kWarps * kTileTokens);
     default:
       return blocks_of(num_tokens, kThreads);
   }
 }
 
 cudaError_t LaunchInline(Kernel kernel, const InlineBatch& batch, const DoneFlags& done, cudaStream_t stream) {
-  // A launch copies as much as its kernel's parameters may hold, used or not.
-  constexpr size_t kFew = 1'008;
-  constexpr size_t kSome = 4'032;
-  static_assert(offsetof(InlineBatch, data) == offsetof(Inline<kFew>, data));
   const size_t bytes = BatchLayout(batch.size).bytes;
-  if (bytes <= kFew) return Launch<Inline<kFew>>(kernel, batch.size, &batch, done, stream);
-  if (bytes <= kSome) return Launch<Inline<kSome>>(kernel, batch.size, &batch, done, stream);
-  if (bytes > kMostInlineBytes) return cudaErrorInvalidValue;
-  return Launch<Inline<kMostInlineBytes>>(kernel, batch.size, &batch, done, stream);
+  return LaunchSmallest(kernel, bytes, batch, done, stream, InlineSizes());
 }
 
 cudaError_t LaunchStaged(Kernel kernel, const BatchSize& size, const void* data, const DoneFlags& done,

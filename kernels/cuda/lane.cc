@@ -14,6 +14,15 @@ namespace {
 // than this nobody would notice.
 constexpr int64_t kMostDoneFlags = 1024;
 
+// The runtime's device is a thread's own, and any thread may run a lane.
+cudaError_t UseDevice(int device) {
+  thread_local int current = -1;
+  if (current == device) return cudaSuccess;
+  const cudaError_t error = cudaSetDevice(device);
+  if (error == cudaSuccess) current = device;
+  return error;
+}
+
 // The most that a lane's batch takes.
 size_t MostBytes(const LaneLimits& limits) {
   BatchSize size;
@@ -39,7 +48,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(int device, const Lau
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
   void* memory = nullptr;
-  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, MostBytes(limits), cudaHostAllocWriteCombined));
+  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, MostBytes(limits), cudaHostAllocDefault));
   lane->pinned_.reset(memory);
   NSA_RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, MostBytes(limits)));
   lane->on_device_.reset(memory);
@@ -51,7 +60,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(int device, const Lau
 
 cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
   const size_t bytes = BatchLayout(inline_.size).bytes;
-  if (bytes <= kMostInlineBytes) {
+  if (bytes <= kMostInlineBytes && plan_.input != Input::kCopied) {
     LayOut(batch_, inline_.size, inline_.data);
     return LaunchInline(kernel, inline_, done, stream_.get());
   }
@@ -63,12 +72,14 @@ cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
 }
 
 absl::StatusOr<Kernel> CudaLane::Expand() {
-  // The runtime's device is a thread's own, and any thread may run a lane.
-  NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_));
+  NSA_RETURN_IF_CUDA_ERROR(UseDevice(device_));
   const absl::StatusOr<BatchSize> size = SizeOf(batch_);
   if (!size.ok()) return size.status();
   inline_.size = *size;
-  const Kernel kernel = ChooseKernel(plan_, size->num_sequences, size->num_tokens);
+  const Kernel kernel = ChooseKernel(plan_, {.num_sequences = size->num_sequences,
+                                             .total_tokens = size->num_tokens,
+                                             .first_two = size->first_two,
+                                             .to_host = true});
   const int64_t blocks = NumBlocks(kernel, size->num_sequences, size->num_tokens);
   DoneFlags done;
   if (blocks <= kMostDoneFlags) done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};

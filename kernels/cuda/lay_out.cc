@@ -52,18 +52,22 @@ void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base
   const std::span<const int32_t> s = batch.seq_lens();
   std::copy(q.begin(), q.end(), reinterpret_cast<int32_t*>(base + layout.extend_seq_lens));
   std::copy(s.begin(), s.end(), reinterpret_cast<int32_t*>(base + layout.seq_lens));
-  int64_t token = 0;
+  int32_t token = 0;
   for (int32_t r = 0; r < size.num_requests; ++r) {
     const PackedRequest& request = batch.requests()[r];
-    token = RoundUp(token);
+    token = static_cast<int32_t>(RoundUp(token));
     requests[r] = Translate(request, token);
+    const int64_t begin = request.first_sequence;
+    const int64_t end = begin + request.num_sequences;
+    for (int64_t b = begin; b < end; ++b) {
+      first_tokens[b] = token;
+      token += q[b];
+    }
+    if (size.num_requests != 1) std::fill(request_of + begin, request_of + end, r);
+    if (size.first_two) continue;
     const bool needs_nsa = request.spec.outputs.Has(Output::kNsaCuSeqlensK);
     SumsBefore before;
-    for (int64_t b = request.first_sequence; b < request.first_sequence + request.num_sequences; ++b) {
-      first_tokens[b] = static_cast<int32_t>(token);
-      token += q[b];
-      if (size.num_requests != 1) request_of[b] = r;
-      if (size.first_two) continue;
+    for (int64_t b = begin; b < end; ++b) {
       sums_before[b] = before;
       before.k += static_cast<uint32_t>(s[b]);
       if (needs_nsa) before.nsa += static_cast<uint32_t>(NsaTokens(request.spec, q[b], s[b]));

@@ -3,9 +3,8 @@
 //   linear  a thread a token, walks from the first sequence to its own: what this project was founded on
 //   binary  a thread a token, searches the first tokens: log2(num_sequences) steps
 //   rows    a warp a sequence, nothing to search: many short sequences
-//   tile    4,096 tokens a block, which searches its first and last sequence, and each of its threads between them, for
-//           four tokens at a time that are stored as one: many tokens
-
+//   tile    a warp 512 tokens; it searches their first sequence together, keeps where that and the 31 after it begin in
+//           its lanes, and stores four tokens a thread as one: many tokens
 //
 // A kernel is one of these over a source of the batch, a kernel parameter, which BatchOf<kFirstTwo> makes a Batch of.
 #pragma once
@@ -22,14 +21,15 @@ namespace nsa::metadata::kernels::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kTileRounds = 4;
-constexpr int kTileTokens = kThreads * kTokensAThread * kTileRounds;
+constexpr int kTileSteps = 4;
+constexpr int kTileTokens = kTileSteps * kWarp * kTokensAThread;
 
 // The last sequence of [low, high) that begins at or before t; the one at `low` does.
-__device__ __forceinline__ int32_t LastNotAfter(const int32_t* first_tokens, int32_t low, int32_t high, int32_t t) {
+template <typename Before>
+__device__ __forceinline__ int32_t LastNotAfter(const Batch<Before>& batch, int32_t low, int32_t high, int32_t t) {
   while (high - low > 1) {
     const int32_t middle = low + (high - low) / 2;
-    if (first_tokens[middle] <= t) {
+    if (batch.FirstTokenOf(middle) <= t) {
       low = middle;
     } else {
       high = middle;
@@ -38,51 +38,61 @@ __device__ __forceinline__ int32_t LastNotAfter(const int32_t* first_tokens, int
   return low;
 }
 
-// The same by a whole warp, 32 probes a step.
-__device__ __forceinline__ int32_t WarpLastNotAfter(const int32_t* first_tokens, int32_t num_sequences, int32_t t) {
+// The same over all sequences by a whole warp, 32 probes a step.
+template <typename Before>
+__device__ __forceinline__ int32_t WarpLastNotAfter(const Batch<Before>& batch, int32_t t) {
   const int32_t lane = threadIdx.x % kWarp;
   int32_t low = 0;
-  int32_t high = num_sequences;
+  int32_t high = batch.size.num_sequences;
   while (high - low > 1) {
     const int32_t step = (high - low + kWarp - 1) / kWarp;
     const int32_t probe = low + lane * step;
-    const unsigned not_after = __ballot_sync(~0u, probe < high && first_tokens[probe] <= t);
+    const unsigned not_after = __ballot_sync(~0u, probe < high && batch.FirstTokenOf(probe) <= t);
     low += (__popc(not_after) - 1) * step;
     high = min(low + step, high);
   }
   return low;
 }
 
-template <bool kFirstTwo>
-__device__ __forceinline__ void WriteTokenOf(const Batch& batch, int32_t b, int32_t t) {
+// The last lane whose value, rising from lane to lane, is at most t; lane 0's is.
+__device__ __forceinline__ int32_t LastLaneNotAfter(int32_t value, int32_t t) {
+  int32_t found = 0;
+  for (int32_t step = kWarp / 2; step > 0; step /= 2) {
+    if (__shfl_sync(~0u, value, found + step) <= t) found += step;
+  }
+  return found;
+}
+
+template <bool kFirstTwo, typename Before>
+__device__ __forceinline__ void WriteTokenOf(const Batch<Before>& batch, int32_t b, int32_t t) {
   const Row row(batch, b);
   const int32_t i = t - row.first_token;
   if (i < row.q) WriteToken<kFirstTwo>(row, i);
 }
 
 struct Linear {
-  template <bool kFirstTwo>
-  static __device__ __forceinline__ void Write(const Batch& batch) {
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t t = blockIdx.x * kThreads + threadIdx.x;
     if (t >= batch.size.num_tokens || batch.size.num_sequences == 0) return;
     int32_t b = 0;
-    while (b + 1 < batch.size.num_sequences && batch.arrays.first_tokens[b + 1] <= t) ++b;
+    while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t) ++b;
     WriteTokenOf<kFirstTwo>(batch, b, t);
   }
 };
 
 struct Binary {
-  template <bool kFirstTwo>
-  static __device__ __forceinline__ void Write(const Batch& batch) {
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t t = blockIdx.x * kThreads + threadIdx.x;
     if (t >= batch.size.num_tokens || batch.size.num_sequences == 0) return;
-    WriteTokenOf<kFirstTwo>(batch, LastNotAfter(batch.arrays.first_tokens, 0, batch.size.num_sequences, t), t);
+    WriteTokenOf<kFirstTwo>(batch, LastNotAfter(batch, 0, batch.size.num_sequences, t), t);
   }
 };
 
 struct Rows {
-  template <bool kFirstTwo>
-  static __device__ __forceinline__ void Write(const Batch& batch) {
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t lane = threadIdx.x % kWarp;
     const int32_t warps = gridDim.x * kWarps;
     for (int32_t b = blockIdx.x * kWarps + threadIdx.x / kWarp; b < batch.size.num_sequences; b += warps) {
@@ -93,88 +103,123 @@ struct Rows {
   }
 };
 
-__device__ __forceinline__ void Put4(const DeviceRequest& request, Output output, int64_t index, uint4 values) {
-  int32_t* out = OutputOf(request, output);
-  if (out == nullptr) return;
-  if (reinterpret_cast<uintptr_t>(out) % sizeof values == 0) {
-    *reinterpret_cast<uint4*>(out + index) = values;
-  } else {
-    out[index] = values.x;
-    out[index + 1] = values.y;
-    out[index + 2] = values.z;
-    out[index + 3] = values.w;
-  }
-}
-
-__device__ __forceinline__ uint4 From(uint32_t first, uint32_t step) {
-  return {first, first + step, first + 2 * step, first + 3 * step};
-}
-
-// Writes what belongs to tokens i to i + 3 of `row`.
+// The values of four tokens that follow each other in one request, or of as many as there are.
 template <bool kFirstTwo>
-__device__ __forceinline__ void WriteFour(const Row& row, int32_t i) {
-  const DeviceRequest& request = row.request;
-  const int64_t t = int64_t{row.first_token} - request.first_token + i;
-  const uint4 expanded = {static_cast<uint32_t>(row.Expanded(i)), static_cast<uint32_t>(row.Expanded(i + 1)),
-                          static_cast<uint32_t>(row.Expanded(i + 2)), static_cast<uint32_t>(row.Expanded(i + 3))};
-  const uint32_t k = request.nsa_index_topk;
-  Put4(request, Output::kSeqlensExpanded, t, expanded);
-  Put4(request, Output::kNsaCacheSeqlens, t,
-       {min(expanded.x, k), min(expanded.y, k), min(expanded.z, k), min(expanded.w, k)});
-  if constexpr (!kFirstTwo) {
-    Put4(request, Output::kTokenToBatchIdx, t, From(row.b - request.first_sequence, 0));
-    Put4(request, Output::kPositions, t, From(row.Position(i), 1));
-    const uint32_t ks = row.before.k;
-    Put4(request, Output::kKs, t, From(ks, 0));
-    Put4(request, Output::kKe, t, {ks + expanded.x, ks + expanded.y, ks + expanded.z, ks + expanded.w});
-    if (OutputOf(request, Output::kNsaCuSeqlensK) != nullptr) {
-      // The sums before each of the four: that is what begins at an index which four values may be stored at.
-      uint4 sums;
-      sums.x = row.before.nsa + NsaSum(request.mode, k, row.q, row.s, i);
-      sums.y = sums.x + min(expanded.x, k);
-      sums.z = sums.y + min(expanded.y, k);
-      sums.w = sums.z + min(expanded.z, k);
-      Put4(request, Output::kNsaCuSeqlensK, t, sums);
-      Put(request, Output::kNsaCuSeqlensK, t + 4, sums.w + min(expanded.w, k));
+class Quad {
+ public:
+  // Of t and those after it, before `end`; `row` is the last sequence that begins at or before t.
+  template <typename Before>
+  __device__ __forceinline__ Quad(const Batch<Before>& batch, Row row, int32_t t, int32_t end) {
+    request_ = row.request;
+    index_ = int64_t{t} - request_->first_token;
+#pragma unroll
+    for (int32_t j = 0; j < kTokensAThread; ++j) {
+      int32_t i = t + j - row.first_token;
+      if (i >= row.q) {
+        int32_t b = row.b;
+        while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t + j) ++b;
+        if (b != row.b) row = Row(batch, b);
+        i = t + j - row.first_token;
+      }
+      if (i >= row.q || t + j >= end) break;
+      Take(row, i, j);
     }
   }
-}
+
+  __device__ __forceinline__ void Write() const {
+    const uint32_t k = request_->nsa_index_topk;
+    Put4(Output::kSeqlensExpanded, expanded_);
+    Put4(Output::kNsaCacheSeqlens,
+         {min(expanded_.v[0], k), min(expanded_.v[1], k), min(expanded_.v[2], k), min(expanded_.v[3], k)});
+    if constexpr (!kFirstTwo) {
+      Put4(Output::kTokenToBatchIdx, sequence_);
+      Put4(Output::kPositions, position_);
+      Put4(Output::kKs, ks_);
+      Put4(Output::kKe, {ks_.v[0] + expanded_.v[0], ks_.v[1] + expanded_.v[1], ks_.v[2] + expanded_.v[2],
+                         ks_.v[3] + expanded_.v[3]});
+      if (count_ > 0 && OutputOf(*request_, Output::kNsaCuSeqlensK) != nullptr) {
+        // The sums before each of the four: these begin at an index that four values can be stored at.
+        Put4(Output::kNsaCuSeqlensK, nsa_before_);
+        Put(*request_, Output::kNsaCuSeqlensK, index_ + count_, nsa_after_);
+      }
+    }
+  }
+
+ private:
+  struct Values {
+    uint32_t v[kTokensAThread];
+  };
+
+  __device__ __forceinline__ void Take(const Row& row, int32_t i, int32_t j) {
+    expanded_.v[j] = row.Expanded(i);
+    count_ = j + 1;
+    if constexpr (!kFirstTwo) {
+      sequence_.v[j] = row.b - request_->first_sequence;
+      position_.v[j] = row.Position(i);
+      ks_.v[j] = row.before.k;
+      if (OutputOf(*request_, Output::kNsaCuSeqlensK) == nullptr) return;
+      nsa_before_.v[j] = j > 0 && i > 0 ? nsa_after_ : row.NsaSumTo(i);
+      nsa_after_ = nsa_before_.v[j] + min(expanded_.v[j], static_cast<uint32_t>(request_->nsa_index_topk));
+    }
+  }
+
+  __device__ __forceinline__ void Put4(Output output, const Values& values) const {
+    int32_t* out = OutputOf(*request_, output);
+    if (out == nullptr) return;
+    if (count_ == kTokensAThread && reinterpret_cast<uintptr_t>(out) % sizeof values == 0) {
+      *reinterpret_cast<uint4*>(out + index_) = {values.v[0], values.v[1], values.v[2], values.v[3]};
+      return;
+    }
+#pragma unroll
+    for (int32_t j = 0; j < kTokensAThread; ++j) {
+      if (j < count_) out[index_ + j] = static_cast<int32_t>(values.v[j]);
+    }
+  }
+
+  const DeviceRequest* request_;
+  int64_t index_;  // of the first one, in the request's arrays
+  int32_t count_ = 0;
+  Values expanded_ = {};
+  Values sequence_ = {};
+  Values position_ = {};
+  Values ks_ = {};
+  Values nsa_before_ = {};
+  uint32_t nsa_after_ = 0;
+};
 
 struct Tile {
-  template <bool kFirstTwo>
-  static __device__ __forceinline__ void Write(const Batch& batch) {
-    __shared__ int32_t bounds[2];  // the tile's first and last sequence
-    const int32_t* first_tokens = batch.arrays.first_tokens;
-    const int32_t begin = blockIdx.x * kTileTokens;
-    const int32_t end = batch.size.num_tokens - begin < kTileTokens ? batch.size.num_tokens : begin + kTileTokens;
-    if (begin >= end || batch.size.num_sequences == 0) return;
-    const int32_t warp = threadIdx.x / kWarp;
-    if (warp < 2) {
-      const int32_t found = WarpLastNotAfter(first_tokens, batch.size.num_sequences, warp == 0 ? begin : end - 1);
-      if (threadIdx.x % kWarp == 0) bounds[warp] = found;
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
+    const int32_t num_sequences = batch.size.num_sequences;
+    const int32_t lane = threadIdx.x % kWarp;
+    const int64_t begin = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kTileTokens;
+    const int32_t end = batch.size.num_tokens;
+    if (begin >= end || num_sequences == 0) return;
+    const int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, static_cast<int32_t>(begin));
+    const int32_t first = low + lane < num_sequences ? batch.FirstTokenOf(low + lane) : INT32_MAX;
+    const auto token = [&](int32_t step) {
+      return static_cast<int32_t>(Min(begin + (step * kWarp + lane) * kTokensAThread, end));
+    };
+    int32_t found[kTileSteps];
+#pragma unroll
+    for (int32_t step = 0; step < kTileSteps; ++step) {
+      int32_t b = low + LastLaneNotAfter(first, token(step));
+      if (b == low + kWarp - 1) b = LastNotAfter(batch, b, num_sequences, token(step));
+      found[step] = b;
     }
-    __syncthreads();
-    for (int32_t round = 0; round < kTileRounds; ++round) {
-      const int32_t t = begin + (round * kThreads + threadIdx.x) * kTokensAThread;
-      if (t >= end) return;
-      int32_t b = LastNotAfter(first_tokens, bounds[0], bounds[1] + 1, t);
-      const Row row(batch, b);
-      const int32_t i = t - row.first_token;
-      if (i + kTokensAThread <= row.q && t + kTokensAThread <= end) {
-        WriteFour<kFirstTwo>(row, i);
-        continue;
-      }
-      for (int32_t token = t; token < min(t + kTokensAThread, end); ++token) {
-        while (b < bounds[1] && first_tokens[b + 1] <= token) ++b;
-        WriteTokenOf<kFirstTwo>(batch, b, token);
-      }
+    // Stores between them would keep these loads from being under way together.
+    const Row rows[kTileSteps] = {Row(batch, found[0]), Row(batch, found[1]), Row(batch, found[2]),
+                                  Row(batch, found[3])};
+#pragma unroll
+    for (int32_t step = 0; step < kTileSteps; ++step) {
+      if (token(step) < end) Quad<kFirstTwo>(batch, rows[step], token(step), end).Write();
     }
   }
 };
 
 template <typename Version, bool kFirstTwo, typename Source>
 __global__ void __launch_bounds__(kThreads) Expand(const __grid_constant__ Source source, DoneFlags done) {
-  const Batch batch = BatchOf<kFirstTwo>(source);
+  const auto batch = BatchOf<kFirstTwo>(source);
   Version::template Write<kFirstTwo>(batch);
   if constexpr (!kFirstTwo) WriteSums(batch);
   if (done.flags == nullptr) return;

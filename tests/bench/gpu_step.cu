@@ -212,11 +212,32 @@ bool TooSlow(KernelChoice choice, const Lengths& lengths) {
          static_cast<double>(lengths.q.size()) * static_cast<double>(lengths.total_tokens) > 1e9;
 }
 
+struct NamedPlan {
+  std::string name;
+  kernels::LaunchPlan plan;
+};
+
+// Every kernel with every way in, and what is chosen of them.
+std::vector<NamedPlan> Plans() {
+  std::vector<NamedPlan> plans;
+  for (const auto& [name, choice] : kChoices) {
+    if (choice == KernelChoice::kAdaptive) {
+      plans.push_back({name, {.choice = choice}});
+      continue;
+    }
+    for (const auto& [way, input] :
+         {std::pair("inline", kernels::Input::kInline), {"copied", kernels::Input::kCopied}}) {
+      plans.push_back({absl::StrCat(name, "_", way), {.choice = choice, .input = input}});
+    }
+  }
+  return plans;
+}
+
 class HostToHost {
  public:
   explicit HostToHost(int32_t* out) : out_(out), stream_(NewStream()) {
-    for (const auto& [name, choice] : kChoices) {
-      auto backend = kernels::CreateCudaBackend({.device = 0, .plan = {.choice = choice}});
+    for (const auto& [name, plan] : plans_) {
+      auto backend = kernels::CreateCudaBackend({.device = 0, .plan = plan});
       if (!backend.ok()) std::exit(EXIT_FAILURE);
       lanes_.push_back(*(*backend)->CreateLane({.max_sequences = 65'536, .max_requests = 64}));
       backends_.push_back(*std::move(backend));
@@ -228,12 +249,12 @@ class HostToHost {
     const kernels::OutputPointers out = Pointers(outputs, lengths, out_);
     std::vector<Subject> subjects = Floors(stream_.get());
     for (size_t i = 0; i < lanes_.size(); ++i) {
-      if (TooSlow(kChoices[i].second, lengths)) continue;
-      subjects.push_back({kChoices[i].first, [this, i, &lengths, &out, outputs](int times) {
+      if (TooSlow(plans_[i].plan.choice, lengths)) continue;
+      subjects.push_back({plans_[i].name, [this, i, &lengths, &out, outputs](int times) {
                             return TimeEach([&] { Expand(*lanes_[i], lengths, outputs, out); }, times);
                           }});
     }
-    Print("host_to_host", Fields(shape, lengths, outputs), subjects, InTurn(subjects, 2'000));
+    Print("host_to_host", Fields(shape, lengths, outputs), subjects, InTurn(subjects, 1'000));
   }
 
  private:
@@ -245,11 +266,16 @@ class HostToHost {
     if (!lane.Expand().ok()) std::exit(EXIT_FAILURE);
   }
 
+  const std::vector<NamedPlan> plans_ = Plans();
   int32_t* out_;
   kernels::cuda::Stream stream_;
   std::vector<std::unique_ptr<kernels::Backend>> backends_;
   std::vector<std::unique_ptr<kernels::Lane>> lanes_;
 };
+
+kernels::BatchShape ShapeOf(const kernels::cuda::BatchSize& size) {
+  return {.num_sequences = size.num_sequences, .total_tokens = size.num_tokens, .first_two = size.first_two};
+}
 
 // A graph of many launches; the time of one.
 class Graph {
@@ -321,7 +347,7 @@ class DeviceToDevice {
     };
     for (const auto& [name, choice] : kChoices) {
       if (TooSlow(choice, lengths)) continue;
-      const Kernel kernel = kernels::ChooseKernel({.choice = choice}, size.num_sequences, size.num_tokens);
+      const Kernel kernel = kernels::ChooseKernel({.choice = choice}, ShapeOf(size));
       add(name, [&, kernel] { return kernels::cuda::LaunchStaged(kernel, size, data_, {}, stream_.get()); });
     }
     // As many bytes as the outputs that have a value a token.
@@ -332,9 +358,9 @@ class DeviceToDevice {
                                                                                    pieces);
       return cudaGetLastError();
     });
-    const std::string fields = absl::StrCat(
-        Fields(shape, lengths, outputs), ",\"choice\":\"",
-        std::string(kernels::KernelName(kernels::ChooseKernel({}, size.num_sequences, size.num_tokens))), "\"");
+    const std::string fields =
+        absl::StrCat(Fields(shape, lengths, outputs), ",\"choice\":\"",
+                     std::string(kernels::KernelName(kernels::ChooseKernel({}, ShapeOf(size)))), "\"");
     Print("device_to_device", fields, subjects, InTurn(subjects, 500));
   }
 
@@ -363,7 +389,7 @@ class DeviceToDevice {
                                      .ends = ends_,
                                      .scratch = scratch_,
                                      .scratch_bytes = founding::ScratchBytes(n)};
-    const Kernel kernel = kernels::ChooseKernel({}, n, lengths.total_tokens);
+    const Kernel kernel = kernels::ChooseKernel({}, {.num_sequences = n, .total_tokens = lengths.total_tokens});
     const auto subject = [this](const char* name, const std::function<cudaError_t()>& launch) {
       return Subject{name, [this, launch](int times) {
                        return TimeEach(

@@ -137,28 +137,5 @@ TEST_P(BackendTest, RefusesABatchOverItsLanesRoom) {
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::ValuesIn(kVariants),
                          [](const auto& info) { return std::string(info.param.name); });
 
-TEST(LaunchPlanTest, AThresholdDividesLinearFromBinary) {
-  const LaunchPlan plan{.choice = KernelChoice::kThreshold, .threshold = 16};
-  EXPECT_EQ(ChooseKernel(plan, 16, 1'000'000), Kernel::kLinear);
-  EXPECT_EQ(ChooseKernel(plan, 17, 17), Kernel::kBinary);
-}
-
-TEST(LaunchPlanTest, AForcedKernelIsTakenForEveryShape) {
-  for (int64_t num_sequences : {1, 1'000}) {
-    for (int64_t total_tokens : {0, 1'000'000}) {
-      EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kLinear}, num_sequences, total_tokens), Kernel::kLinear);
-      EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kBinary}, num_sequences, total_tokens), Kernel::kBinary);
-      EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kRows}, num_sequences, total_tokens), Kernel::kRows);
-      EXPECT_EQ(ChooseKernel({.choice = KernelChoice::kTile}, num_sequences, total_tokens), Kernel::kTile);
-    }
-  }
-}
-
-TEST(LaunchPlanTest, KnowsEveryChoiceByName) {
-  for (const char* name : {"adaptive", "threshold", "linear", "binary", "rows", "tile"})
-    EXPECT_TRUE(ParseKernelChoice(name)) << name;
-  EXPECT_FALSE(ParseKernelChoice("quantum"));
-}
-
 }  // namespace
 }  // namespace nsa::metadata::kernels

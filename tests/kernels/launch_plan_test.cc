@@ -1,0 +1,64 @@
+#include "kernels/launch_plan.h"
+
+#include <gtest/gtest.h>
+
+namespace nsa::metadata::kernels {
+namespace {
+
+Kernel Choose(KernelChoice choice, int64_t num_sequences, int64_t total_tokens) {
+  return ChooseKernel({.choice = choice}, {.num_sequences = num_sequences, .total_tokens = total_tokens});
+}
+
+TEST(LaunchPlanTest, AThresholdDividesLinearFromBinary) {
+  const LaunchPlan plan{.choice = KernelChoice::kThreshold, .threshold = 16};
+  EXPECT_EQ(ChooseKernel(plan, {.num_sequences = 16, .total_tokens = 1'000'000}), Kernel::kLinear);
+  EXPECT_EQ(ChooseKernel(plan, {.num_sequences = 17, .total_tokens = 17}), Kernel::kBinary);
+}
+
+TEST(LaunchPlanTest, AForcedKernelIsTakenForEveryShape) {
+  for (int64_t num_sequences : {0, 1, 1'000}) {
+    for (int64_t total_tokens : {0, 1'000'000}) {
+      EXPECT_EQ(Choose(KernelChoice::kLinear, num_sequences, total_tokens), Kernel::kLinear);
+      EXPECT_EQ(Choose(KernelChoice::kBinary, num_sequences, total_tokens), Kernel::kBinary);
+      EXPECT_EQ(Choose(KernelChoice::kRows, num_sequences, total_tokens), Kernel::kRows);
+      EXPECT_EQ(Choose(KernelChoice::kTile, num_sequences, total_tokens), Kernel::kTile);
+    }
+  }
+}
+
+TEST(LaunchPlanTest, AdaptiveLooksAtSequencesAndAtTheirMeanLength) {
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 1, 16), Kernel::kBinary);
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 64, 64 * 16), Kernel::kRows) << "short sequences";
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 64, 64 * 256), Kernel::kBinary) << "longer ones";
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 1'024, 1'024 * 4'096), Kernel::kTile) << "many tokens";
+}
+
+TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
+  for (const bool first_two : {false, true}) {
+    for (int64_t num_sequences = 1; num_sequences <= 1 << 20; num_sequences *= 2) {
+      for (int64_t mean = 1; mean <= 1 << 20; mean *= 2) {
+        const BatchShape shape = {.num_sequences = num_sequences,
+                                  .total_tokens = num_sequences * mean,
+                                  .first_two = first_two,
+                                  .to_host = true};
+        EXPECT_NE(ChooseKernel({}, shape), Kernel::kTile) << num_sequences << " of " << mean;
+      }
+    }
+  }
+}
+
+TEST(LaunchPlanTest, AdaptiveTakesAnyShape) {
+  EXPECT_NE(Choose(KernelChoice::kAdaptive, 0, 0), Kernel::kCpu);
+  EXPECT_NE(Choose(KernelChoice::kAdaptive, 0, INT32_MAX), Kernel::kCpu);
+  EXPECT_NE(Choose(KernelChoice::kAdaptive, INT32_MAX, 0), Kernel::kCpu);
+  EXPECT_NE(Choose(KernelChoice::kAdaptive, INT32_MAX, INT32_MAX), Kernel::kCpu);
+}
+
+TEST(LaunchPlanTest, KnowsEveryChoiceByName) {
+  for (const char* name : {"adaptive", "threshold", "linear", "binary", "rows", "tile"})
+    EXPECT_TRUE(ParseKernelChoice(name)) << name;
+  EXPECT_FALSE(ParseKernelChoice("quantum"));
+}
+
+}  // namespace
+}  // namespace nsa::metadata::kernels
