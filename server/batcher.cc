@@ -40,7 +40,7 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   const TimePoint now = Clock::now();
   (*task)->times.admitted = now;
   queue_.Push(std::move(*task));
-  if (free_lanes_.empty()) return std::nullopt;  // a thread that is busy now takes it when it is done
+  if (!HasLane()) return std::nullopt;  // a thread that is busy now takes it when it is done
   if (!Ready(now) || queue_.total_tokens() > options_.max_inline_tokens) {
     changed_.Signal();  // a worker keeps the delay, or does the work
     return std::nullopt;
@@ -49,6 +49,11 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   free_lanes_.pop_back();
   RunOn(lane, kBatchesInARow, now);
   return std::nullopt;
+}
+
+bool Batcher::HasLane() const {
+  if (free_lanes_.empty()) return false;
+  return small_batches_ < options_.small_batch_lanes || queue_.total_tokens() >= options_.small_batch_tokens;
 }
 
 size_t Batcher::queue_requests() const {
@@ -60,9 +65,12 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
   for (int batches = 0;;) {
     Batch batch = queue_.Take(now);
     const int64_t tokens = batch.total_tokens;
+    const size_t small = tokens < options_.small_batch_tokens ? 1 : 0;
+    small_batches_ += small;
     mutex_.Unlock();
     Run(*lane, std::move(batch), now);
     mutex_.Lock();
+    small_batches_ -= small;
     // Only where batches are kept waiting does it matter how long they take.
     if (options_.policy.delay > Clock::duration::zero() && tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
     if (queue_.size() == 0 || ++batches == limit) break;
@@ -79,12 +87,12 @@ void Batcher::Work() {
   for (;;) {
     if (stopping_ && queue_.size() == 0) return;
     const TimePoint now = Clock::now();
-    if (!free_lanes_.empty() && (Ready(now) || (stopping_ && queue_.size() > 0))) {
+    if (HasLane() && (Ready(now) || (stopping_ && queue_.size() > 0))) {
       kernels::Lane* lane = free_lanes_.back();
       free_lanes_.pop_back();
       RunOn(lane, /*limit=*/0, now);
       if (stopping_) changed_.SignalAll();
-    } else if (free_lanes_.empty() || queue_.size() == 0) {
+    } else if (!HasLane() || queue_.size() == 0) {
       changed_.Wait(mutex_);
     } else {
       changed_.WaitUntil(mutex_, queue_.ReadyAt());

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -29,6 +30,10 @@ class Batcher {
     size_t max_queue_requests = 4'096;
     // A batch of more tokens goes to a worker, since it would keep the submitter from its other calls.
     int64_t max_inline_tokens = 131'072;
+    // While this many lanes are at batches of fewer than small_batch_tokens tokens, requests that would make another
+    // such batch wait to share one: a device takes as long for a tenth of it.
+    size_t small_batch_lanes = SIZE_MAX;
+    int64_t small_batch_tokens = 65'536;
   };
 
   // `lanes` hold batches of up to policy.max_sequences sequences; at least one.
@@ -53,6 +58,8 @@ class Batcher {
   void Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
   void Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done);
+  // Whether a lane is free for what waits.
+  bool HasLane() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }
 
   const Options options_;
@@ -65,6 +72,7 @@ class Batcher {
   CondVar changed_;
   BatchQueue queue_ ABSL_GUARDED_BY(mutex_);
   std::vector<kernels::Lane*> free_lanes_ ABSL_GUARDED_BY(mutex_);
+  size_t small_batches_ ABSL_GUARDED_BY(mutex_) = 0;  // being run
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> workers_;
 };

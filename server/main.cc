@@ -41,7 +41,8 @@ ABSL_FLAG(bool, allow_plaintext, kDefault.allow_plaintext, "Allow plain text on 
 ABSL_FLAG(bool, reflection, kDefault.reflection, "Serve gRPC reflection");
 ABSL_FLAG(std::string, backend, kDefault.backend, "What computes: auto, cuda, cpu or reference");
 ABSL_FLAG(int64_t, cuda_device, kDefault.cuda_device, "The CUDA device");
-ABSL_FLAG(std::string, kernel, kDefault.kernel, "The device's kernel: adaptive, threshold, linear, binary, rows or tile");
+ABSL_FLAG(std::string, kernel, kDefault.kernel,
+          "The device's kernel: adaptive, threshold, linear, binary, rows or tile");
 ABSL_FLAG(int64_t, kernel_threshold, kDefault.kernel_threshold,
           "With --kernel=threshold: linear search up to this many sequences, binary search above");
 ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a core, at least 8 on a device");

@@ -72,12 +72,17 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::B
   return lanes;
 }
 
-Batcher::Options BatcherOptions(const BatchOptions& options) {
+// With two lanes one can be computed while the other one's replies are sent; more made each call's share of a launch
+// larger (H100, 64 calls in flight).
+constexpr size_t kDeviceSmallBatchLanes = 2;
+
+Batcher::Options BatcherOptions(const BatchOptions& options, kernels::BackendKind backend) {
   return {.policy = {.max_requests = options.max_batch_requests,
                      .max_sequences = options.max_batch_sequences,
                      .max_tokens = options.max_batch_tokens,
                      .delay = absl::ToChronoNanoseconds(options.batch_delay)},
-          .max_queue_requests = static_cast<size_t>(options.max_queue_requests)};
+          .max_queue_requests = static_cast<size_t>(options.max_queue_requests),
+          .small_batch_lanes = backend == kernels::BackendKind::kCuda ? kDeviceSmallBatchLanes : SIZE_MAX};
 }
 
 v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
@@ -129,8 +134,8 @@ absl::Status Server::Parts::MakeCompute() {
   pool = *std::move(made);
   absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> lanes = MakeLanes(*backend, options);
   if (!lanes.ok()) return lanes.status();
-  batcher =
-      std::make_unique<Batcher>(BatcherOptions(options.batch), backend->kind(), *std::move(lanes), *pool, *metrics);
+  batcher = std::make_unique<Batcher>(BatcherOptions(options.batch, backend->kind()), backend->kind(),
+                                      *std::move(lanes), *pool, *metrics);
   service = std::make_unique<Service>(options, *pool, *batcher, *metrics, ServerInfo(*backend, options));
   return absl::OkStatus();
 }

@@ -1,6 +1,8 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include <algorithm>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
@@ -54,22 +56,43 @@ absl::StatusOr<std::string> Describe(int device) {
                       driver / 1000, ".", driver % 1000 / 10, ", ", tier);
 }
 
-// Launches every kernel once on a batch of one token, and looks at what it wrote.
+// Expands `num_sequences` sequences of one token, and looks at what was written.
+absl::Status TryKernel(CudaLane& lane, int64_t num_sequences, OutputSet outputs, int32_t* out) {
+  constexpr int32_t kLength = 7;
+  const std::vector<int32_t> q(num_sequences, 1);
+  const std::vector<int32_t> s(num_sequences, kLength);
+  OutputPointers pointers = {};
+  int32_t* next = out;
+  outputs.ForEach([&](Output output) {
+    pointers[static_cast<size_t>(output)] = next;
+    next += OutputLength(output, num_sequences, num_sequences);
+  });
+  std::fill_n(out, num_sequences, 0);
+  lane.batch().Clear();
+  lane.batch().Add({.nsa_index_topk = 1, .outputs = outputs}, q, s, num_sequences, pointers);
+  if (const absl::StatusOr<Kernel> ran = lane.Expand(); !ran.ok()) return ran.status();
+  const int32_t* wrong = std::find_if(out, out + num_sequences, [](int32_t value) { return value != kLength; });
+  if (wrong == out + num_sequences) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("a kernel wrote ", *wrong, " where ", kLength, " was due"));
+}
+
+// Launches every kernel once, in each size that its parameters come in: the first launch of one takes milliseconds.
 absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
-  absl::StatusOr<HostBuffer> output = backend.AllocateOutput(4096);
+  constexpr int64_t kSizes[] = {1, 40, 64, 100, 128, 192, 512, 1024};
+  constexpr int64_t kMost = 1024;
+  absl::StatusOr<HostBuffer> output = backend.AllocateOutput(kNumOutputs * (kMost + 1) * sizeof(int32_t));
   if (!output.ok()) return output.status();
-  int32_t* out = reinterpret_cast<int32_t*>(output->data());
   for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
     absl::StatusOr<std::unique_ptr<CudaLane>> lane =
-        CudaLane::Create(options.device, {.choice = choice}, {.max_sequences = 1, .max_requests = 1});
+        CudaLane::Create(options.device, {.choice = choice}, {.max_sequences = kMost, .max_requests = 1});
     if (!lane.ok()) return lane.status();
-    out[0] = 0;
-    const int32_t q = 1;
-    const int32_t s = 7;
-    (*lane)->batch().Add({.outputs = {Output::kSeqlensExpanded}}, {&q, 1}, {&s, 1}, 1, {out});
-    const absl::StatusOr<Kernel> ran = (*lane)->Expand();
-    if (!ran.ok()) return ran.status();
-    if (out[0] != s) return absl::UnavailableError(absl::StrCat("a kernel wrote ", out[0], " where ", s, " was due"));
+    for (int64_t num_sequences : kSizes) {
+      for (OutputSet outputs : {OutputSet{Output::kSeqlensExpanded}, OutputSet::All()}) {
+        const absl::Status status =
+            TryKernel(**lane, num_sequences, outputs, reinterpret_cast<int32_t*>(output->data()));
+        if (!status.ok()) return status;
+      }
+    }
   }
   return absl::OkStatus();
 }

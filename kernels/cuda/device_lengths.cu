@@ -60,28 +60,53 @@ __device__ __forceinline__ BatchArrays ArraysOf(const DeviceLengths& lengths) {
   return {.requests = &lengths.request, .extend_seq_lens = lengths.extend_seq_lens, .seq_lens = lengths.seq_lens};
 }
 
+// The sum, by `add`, of what the lanes before this one have.
+template <typename Add>
+__device__ __forceinline__ uint32_t WarpSumBefore(uint32_t value, Add add) {
+  const int32_t lane = threadIdx.x % kWarp;
+  for (int32_t distance = 1; distance < kWarp; distance *= 2) {
+    const uint32_t before = __shfl_up_sync(~0u, value, distance);
+    if (lane >= distance) value = add(value, before);
+  }
+  const uint32_t before = __shfl_up_sync(~0u, value, 1);
+  return lane == 0 ? 0 : before;
+}
+
 struct Few {
   DeviceLengths lengths;
   int64_t* total_tokens;
 };
 
+// Everything that is read of a sequence goes to shared memory at once: nothing is waited for twice.
 template <bool kFirstTwo>
 __device__ __forceinline__ Batch<FlatSums> BatchOf(const Few& source) {
-  using Scan = cub::WarpScan<Sums>;
-  __shared__ typename Scan::TempStorage storage[kWarps];
+  __shared__ int32_t all_q[kWarps][kWarp];
+  __shared__ int32_t all_s[kWarps][kWarp];
   __shared__ int32_t first_tokens[kWarps][kWarp];
   __shared__ SumsBefore sums_before[kWarps][kFirstTwo ? 1 : kWarp];
+  const DeviceLengths& lengths = source.lengths;
   const int32_t warp = threadIdx.x / kWarp;
   const int32_t lane = threadIdx.x % kWarp;
-  Sums before;
-  Sums total;
-  Scan(storage[warp]).ExclusiveScan(SumsOf<kFirstTwo>(source.lengths, lane), before, Sums{}, Add(), total);
-  first_tokens[warp][lane] = FirstToken(before.tokens);
-  if constexpr (!kFirstTwo) sums_before[warp][lane] = before.before;
-  if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
+  const bool in = lane < lengths.size.num_sequences;
+  const int32_t q = in ? LengthAt(lengths.extend_seq_lens, lane) : 0;
+  const int32_t s = in ? LengthAt(lengths.seq_lens, lane) : 0;
+  all_q[warp][lane] = q;
+  all_s[warp][lane] = s;
+  first_tokens[warp][lane] = WarpSumBefore(q, [](uint32_t a, uint32_t b) { return min(a + b, uint32_t{INT32_MAX}); });
+  if constexpr (!kFirstTwo) {
+    const auto add = [](uint32_t a, uint32_t b) { return a + b; };
+    const DeviceRequest& request = lengths.request;
+    sums_before[warp][lane] = {WarpSumBefore(s, add),
+                               WarpSumBefore(NsaSum(request.mode, request.nsa_index_topk, q, s, q), add)};
+  }
+  if (blockIdx.x == 0 && warp == 0) {
+    int64_t total = q;
+    for (int32_t distance = 1; distance < kWarp; distance *= 2) total += __shfl_xor_sync(~0u, total, distance);
+    if (lane == 0) *source.total_tokens = total;
+  }
   __syncwarp();
-  return {.size = source.lengths.size,
-          .arrays = ArraysOf(source.lengths),
+  return {.size = lengths.size,
+          .arrays = {.requests = &lengths.request, .extend_seq_lens = all_q[warp], .seq_lens = all_s[warp]},
           .before = {.first_tokens = first_tokens[warp], .sums_before = kFirstTwo ? nullptr : sums_before[warp]}};
 }
 
@@ -132,6 +157,9 @@ struct ChunkedSums {
 
 template <bool kFirstTwo>
 __global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ Chunked source) {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();  // the next kernel may come and wait
+#endif
   const int32_t chunk = static_cast<int32_t>(blockIdx.x) << source.shift;
   const int32_t end = min(chunk + (1 << source.shift), source.lengths.size.num_sequences);
   Sums sums = {};
@@ -144,6 +172,9 @@ __global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ C
 
 template <bool kFirstTwo>
 __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& source) {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();  // on the chunks' scan, which this kernel was launched beside
+#endif
   using Scan = cub::WarpScan<Sums>;
   constexpr int32_t kEach = kMostChunks / kWarp;
   __shared__ typename Scan::TempStorage storage;
@@ -175,6 +206,14 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
                      .shift = source.shift}};
 }
 
+// Whether the current device can launch a kernel before the one that it waits for is over.
+bool CanLaunchEarly() {
+  int device = 0;
+  int major = 0;
+  return cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
 cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
   Chunked source = {.lengths = lengths,
@@ -193,7 +232,8 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
                                             : reinterpret_cast<const void*>(&ScanChunks<false>);
   void* parameters[] = {&source};
   const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
-  return error == cudaSuccess ? Launch<Chunked>(kernel, lengths.size, &source, {}, stream) : error;
+  if (error != cudaSuccess) return error;
+  return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream, CanLaunchEarly());
 }
 
 }  // namespace
@@ -209,10 +249,10 @@ cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void*
   if (lengths.size.num_sequences > kMostFusedSequences) return LaunchChunked(kernel, lengths, total_tokens, stream);
   if (lengths.size.num_sequences > kWarp) {
     const Fused source = {.lengths = lengths, .total_tokens = total_tokens};
-    return Launch<Fused>(kernel, lengths.size, &source, {}, stream);
+    return Launch<Fused, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream);
   }
   const Few source = {.lengths = lengths, .total_tokens = total_tokens};
-  return Launch<Few>(kernel, lengths.size, &source, {}, stream);
+  return Launch<Few, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

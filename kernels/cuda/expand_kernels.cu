@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <optional>
+#include <type_traits>
 #include <utility>
 
 #include "kernels/cuda/launch.h"
@@ -44,18 +46,26 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Source& source) {
                      .sums_before = kFirstTwo ? nullptr : At<SumsBefore>(base, layout.sums_before)}};
 }
 
-// A launch copies as much as its kernel's parameters may hold, used or not: so there are kernels for several sizes.
-using InlineSizes = std::index_sequence<624, 1'264, 2'272, 3'232, kMostInlineBytes>;
+// A launch copies as much as its kernel's parameters may hold, used or not: so those that the plan sends small batches
+// to are there in several sizes.
+using SmallSizes = std::index_sequence<624, 1'264, 2'272, 3'232>;
 
-template <size_t kBytes, size_t... kMore>
-cudaError_t LaunchSmallest(Kernel kernel, size_t bytes, const InlineBatch& batch, const DoneFlags& done,
-                           cudaStream_t stream, std::index_sequence<kBytes, kMore...>) {
-  static_assert(offsetof(InlineBatch, data) == offsetof(Inline<kBytes>, data));
-  if (bytes <= kBytes) return Launch<Inline<kBytes>>(kernel, batch.size, &batch, done, stream);
-  if constexpr (sizeof...(kMore) > 0) {
-    return LaunchSmallest(kernel, bytes, batch, done, stream, std::index_sequence<kMore...>());
+template <size_t... kBytes>
+cudaError_t LaunchSmallest(Kernel kernel, const InlineBatch& batch, const DoneFlags& done, cudaStream_t stream,
+                           std::index_sequence<kBytes...>) {
+  const size_t bytes = BatchLayout(batch.size).bytes;
+  if (bytes > kMostInlineBytes) return cudaErrorInvalidValue;
+  std::optional<cudaError_t> error;
+  const auto launch_if_fits = [&]<size_t kRoom>(std::integral_constant<size_t, kRoom>) {
+    static_assert(offsetof(InlineBatch, data) == offsetof(Inline<kRoom>, data));
+    if (error || bytes > kRoom) return;
+    error = Launch<Inline<kRoom>, Binary, Rows>(kernel, batch.size, &batch, done, stream);
+  };
+  if (kernel == Kernel::kBinary || kernel == Kernel::kRows) {
+    (launch_if_fits(std::integral_constant<size_t, kBytes>()), ...);
   }
-  return cudaErrorInvalidValue;
+  if (error) return *error;
+  return Launch<Inline<kMostInlineBytes>, Linear, Binary, Rows, Tile>(kernel, batch.size, &batch, done, stream);
 }
 
 __global__ void ArchitectureProbe() {}
@@ -72,21 +82,20 @@ int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens) {
     case Kernel::kRows:
       return std::min(blocks_of(num_sequences, kWarps), kMostRowBlocks);
     case Kernel::kTile:
-      return blocks_of(num_tokens, kWarps * kTileTokens);
+      return blocks_of(num_tokens, int64_t{kThreads} * kTokensAThread * TileSteps(num_tokens));
     default:
       return blocks_of(num_tokens, kThreads);
   }
 }
 
 cudaError_t LaunchInline(Kernel kernel, const InlineBatch& batch, const DoneFlags& done, cudaStream_t stream) {
-  const size_t bytes = BatchLayout(batch.size).bytes;
-  return LaunchSmallest(kernel, bytes, batch, done, stream, InlineSizes());
+  return LaunchSmallest(kernel, batch, done, stream, SmallSizes());
 }
 
 cudaError_t LaunchStaged(Kernel kernel, const BatchSize& size, const void* data, const DoneFlags& done,
                          cudaStream_t stream) {
   const Staged source = {.size = size, .data = static_cast<const unsigned char*>(data)};
-  return Launch<Staged>(kernel, size, &source, done, stream);
+  return Launch<Staged, Linear, Binary, Rows, Tile>(kernel, size, &source, done, stream);
 }
 
 cudaError_t CompiledFrom(int* ptx_version) {

@@ -3,8 +3,8 @@
 //   linear  a thread a token, walks from the first sequence to its own: what this project was founded on
 //   binary  a thread a token, searches the first tokens: log2(num_sequences) steps
 //   rows    a warp a sequence, nothing to search: many short sequences
-//   tile    a warp 512 tokens; it searches their first sequence together, keeps where that and the 31 after it begin in
-//           its lanes, and stores four tokens a thread as one: many tokens
+//   tile    a warp some hundred tokens; it searches their first sequence together, keeps where that and the 31 after it
+//           begin in its lanes, and stores four tokens a thread as one: many tokens
 //
 // A kernel is one of these over a source of the batch, a kernel parameter, which BatchOf<kFirstTwo> makes a Batch of.
 #pragma once
@@ -21,8 +21,14 @@ namespace nsa::metadata::kernels::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kTileSteps = 4;
-constexpr int kTileTokens = kTileSteps * kWarp * kTokensAThread;
+// The quads of a thread of a tile. Few tokens want many warps, many tokens less searching.
+constexpr int kFewSteps = 2;
+constexpr int kManySteps = 8;
+constexpr int32_t kManyTokens = 2 << 20;
+
+__host__ __device__ constexpr int TileSteps(int64_t num_tokens) {
+  return num_tokens >= kManyTokens ? kManySteps : kFewSteps;
+}
 
 // The last sequence of [low, high) that begins at or before t; the one at `low` does.
 template <typename Before>
@@ -71,6 +77,7 @@ __device__ __forceinline__ void WriteTokenOf(const Batch<Before>& batch, int32_t
 }
 
 struct Linear {
+  static constexpr Kernel kKernel = Kernel::kLinear;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t t = blockIdx.x * kThreads + threadIdx.x;
@@ -82,6 +89,7 @@ struct Linear {
 };
 
 struct Binary {
+  static constexpr Kernel kKernel = Kernel::kBinary;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t t = blockIdx.x * kThreads + threadIdx.x;
@@ -91,6 +99,7 @@ struct Binary {
 };
 
 struct Rows {
+  static constexpr Kernel kKernel = Kernel::kRows;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     const int32_t lane = threadIdx.x % kWarp;
@@ -188,31 +197,33 @@ class Quad {
 };
 
 struct Tile {
+  static constexpr Kernel kKernel = Kernel::kTile;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
+    if (TileSteps(batch.size.num_tokens) == kManySteps) {
+      WriteSteps<kFirstTwo, kManySteps>(batch);
+    } else {
+      WriteSteps<kFirstTwo, kFewSteps>(batch);
+    }
+  }
+
+ private:
+  template <bool kFirstTwo, int kSteps, typename Before>
+  static __device__ __forceinline__ void WriteSteps(const Batch<Before>& batch) {
+    constexpr int32_t kStepTokens = kWarp * kTokensAThread;
     const int32_t num_sequences = batch.size.num_sequences;
     const int32_t lane = threadIdx.x % kWarp;
-    const int64_t begin = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kTileTokens;
+    const int64_t begin = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kSteps * kStepTokens;
     const int32_t end = batch.size.num_tokens;
     if (begin >= end || num_sequences == 0) return;
-    const int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, static_cast<int32_t>(begin));
-    const int32_t first = low + lane < num_sequences ? batch.FirstTokenOf(low + lane) : INT32_MAX;
-    const auto token = [&](int32_t step) {
-      return static_cast<int32_t>(Min(begin + (step * kWarp + lane) * kTokensAThread, end));
-    };
-    int32_t found[kTileSteps];
-#pragma unroll
-    for (int32_t step = 0; step < kTileSteps; ++step) {
-      int32_t b = low + LastLaneNotAfter(first, token(step));
-      if (b == low + kWarp - 1) b = LastNotAfter(batch, b, num_sequences, token(step));
-      found[step] = b;
-    }
-    // Stores between them would keep these loads from being under way together.
-    const Row rows[kTileSteps] = {Row(batch, found[0]), Row(batch, found[1]), Row(batch, found[2]),
-                                  Row(batch, found[3])};
-#pragma unroll
-    for (int32_t step = 0; step < kTileSteps; ++step) {
-      if (token(step) < end) Quad<kFirstTwo>(batch, rows[step], token(step), end).Write();
+    int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, static_cast<int32_t>(begin));
+    for (int32_t step = 0; step < kSteps; ++step) {
+      const auto t = static_cast<int32_t>(Min(begin + step * kStepTokens + lane * kTokensAThread, end));
+      const int32_t first = low + lane < num_sequences ? batch.FirstTokenOf(low + lane) : INT32_MAX;
+      int32_t b = low + LastLaneNotAfter(first, t);
+      if (b == low + kWarp - 1) b = LastNotAfter(batch, b, num_sequences, t);
+      if (t < end) Quad<kFirstTwo>(batch, Row(batch, b), t, end).Write();
+      low = __shfl_sync(~0u, b, kWarp - 1);
     }
   }
 };
@@ -231,34 +242,36 @@ __global__ void __launch_bounds__(kThreads) Expand(const __grid_constant__ Sourc
   }
 }
 
-template <typename Version, typename Source>
-const void* Function(bool first_two) {
-  return first_two ? reinterpret_cast<const void*>(&Expand<Version, true, Source>)
-                   : reinterpret_cast<const void*>(&Expand<Version, false, Source>);
+// The one of `Versions` that is `kernel`; null when none is.
+template <typename Source, typename... Versions>
+const void* FunctionOf(Kernel kernel, bool first_two) {
+  const void* function = nullptr;
+  const auto look = [&]<typename Version>(const Version&) {
+    if (Version::kKernel != kernel) return;
+    function = first_two ? reinterpret_cast<const void*>(&Expand<Version, true, Source>)
+                         : reinterpret_cast<const void*>(&Expand<Version, false, Source>);
+  };
+  (look(Versions()), ...);
+  return function;
 }
 
-template <typename Source>
-cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, DoneFlags done, cudaStream_t stream) {
-  const void* function = nullptr;
-  switch (kernel) {
-    case Kernel::kLinear:
-      function = Function<Linear, Source>(size.first_two);
-      break;
-    case Kernel::kBinary:
-      function = Function<Binary, Source>(size.first_two);
-      break;
-    case Kernel::kRows:
-      function = Function<Rows, Source>(size.first_two);
-      break;
-    case Kernel::kTile:
-      function = Function<Tile, Source>(size.first_two);
-      break;
-    default:
-      return cudaErrorInvalidValue;  // none of the device's
-  }
-  const dim3 blocks(static_cast<unsigned>(NumBlocks(kernel, size.num_sequences, size.num_tokens)));
+// `early`: before the stream's last kernel is over; the kernel waits for it itself.
+template <typename Source, typename... Versions>
+cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, DoneFlags done, cudaStream_t stream,
+                   bool early = false) {
+  const void* function = FunctionOf<Source, Versions...>(kernel, size.first_two);
+  if (function == nullptr) return cudaErrorInvalidValue;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(NumBlocks(kernel, size.num_sequences, size.num_tokens)));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
   void* parameters[] = {const_cast<void*>(source), &done};
-  return cudaLaunchKernel(function, blocks, dim3(kThreads), parameters, 0, stream);
+  return cudaLaunchKernelExC(&config, function, parameters);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -130,6 +130,47 @@ TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
   EXPECT_EQ(responders[0].answers() + responders[1].answers(), 2);
 }
 
+TEST_F(BatcherTest, SmallBatchesShareALaneWhereTheyAreToldToAndLargeOnesDoNot) {
+  Batcher::Options options = kOptions;
+  options.small_batch_lanes = 1;
+  options.small_batch_tokens = 2;
+  MakeBatcher(options, /*lanes=*/3);
+  std::deque<RecordingResponder> small(3);
+  std::thread first([&] { Submit(small[0]); });
+  strings_.AwaitStarted(1);
+  EXPECT_FALSE(Submit(small[1]));
+  EXPECT_EQ(batcher_->queue_requests(), 1u) << "a small batch is under way: another one's request was to wait";
+  // Together with it the next one is no small batch.
+  std::thread second([&] { Submit(small[2]); });
+  strings_.AwaitStarted(2);
+  EXPECT_EQ(batcher_->queue_requests(), 0u);
+  strings_.Allow(2);
+  first.join();
+  second.join();
+  for (RecordingResponder& responder : small) EXPECT_TRUE(responder.reply().has_value());
+  EXPECT_EQ(strings_.batch_sizes, (std::vector<size_t>{1, 2}));
+}
+
+TEST_F(BatcherTest, ALargeBatchKeepsNoSmallOneWaiting) {
+  Batcher::Options options = kOptions;
+  options.small_batch_lanes = 1;
+  options.small_batch_tokens = 2;
+  MakeBatcher(options, /*lanes=*/2);
+  RecordingResponder large;
+  RecordingResponder small;
+  std::thread first([&] {
+    std::unique_ptr<Task> task = MakeTask(large, *pool_, /*sequences=*/2);
+    EXPECT_FALSE(batcher_->Submit(&task));
+  });
+  strings_.AwaitStarted(1);
+  std::thread second([&] { Submit(small); });
+  strings_.AwaitStarted(2);  // beside it
+  strings_.Allow(2);
+  first.join();
+  second.join();
+  EXPECT_EQ(large.answers() + small.answers(), 2);
+}
+
 TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndLeavesItToTheCaller) {
   Batcher::Options options = kOptions;
   options.max_queue_requests = 1;
