@@ -151,6 +151,13 @@ void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, con
 
 }  // namespace
 
+void ExpandOnCpu(const PackedBatch& batch) {
+  for (const PackedRequest& request : batch.requests()) {
+    ExpandCpu(request, batch.extend_seq_lens().data() + request.first_sequence,
+              batch.seq_lens().data() + request.first_sequence);
+  }
+}
+
 std::unique_ptr<Backend> CreateCpuBackend() {
   return std::make_unique<HostBackend>(BackendKind::kCpu,
                                        absl::StrCat("CPU, ", std::thread::hardware_concurrency(), " cores"),

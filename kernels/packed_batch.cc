@@ -5,7 +5,9 @@
 namespace nsa::metadata::kernels {
 
 PackedBatch::PackedBatch(std::span<int32_t> extend_seq_lens, std::span<int32_t> seq_lens, int64_t max_requests)
-    : extend_seq_lens_(extend_seq_lens), seq_lens_(seq_lens), max_requests_(max_requests) {}
+    : extend_seq_lens_(extend_seq_lens), seq_lens_(seq_lens), max_requests_(max_requests) {
+  requests_.reserve(static_cast<size_t>(max_requests));
+}
 
 bool PackedBatch::Add(const RequestSpec& spec, std::span<const int32_t> extend_seq_lens,
                       std::span<const int32_t> seq_lens, int64_t total_tokens, const OutputPointers& out) {

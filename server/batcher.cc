@@ -133,14 +133,15 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
                       .device_ns = Nanoseconds(sent, done)});
   for (const auto& task : batch.tasks) {
     if (kernel.ok()) {
-      Answer(*task, batch, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
+      Answer(*task, batch, *kernel, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
     } else {
       task->Refuse(InternalFault("the backend failed"));
     }
   }
 }
 
-void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done) {
+void Batcher::Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
+                     TimePoint done) {
   const Expansion& e = task.expansion;
   const StageTimes& times = task.times;
   const uint64_t queue_ns = Nanoseconds(times.admitted, times.launched);
@@ -154,7 +155,9 @@ void Batcher::Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t 
     timing.set_frame_ns(Nanoseconds(done, Clock::now()));
     timing.set_batch_requests(static_cast<uint32_t>(batch.tasks.size()));
     timing.set_batch_tokens(static_cast<uint32_t>(batch.total_tokens));
-    timing.set_backend(static_cast<v1::Backend>(backend_));
+    // A device may leave a batch to the CPU.
+    const bool cpu = kernel == kernels::Kernel::kCpu;
+    timing.set_backend(static_cast<v1::Backend>(cpu ? kernels::BackendKind::kCpu : backend_));
   }
   const ReplyScalars scalars = {.request_id = e.request_id,
                                 .total_tokens = e.total_tokens,

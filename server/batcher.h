@@ -57,7 +57,8 @@ class Batcher {
   void Work();
   void Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
-  void Answer(Task& task, const Batch& batch, uint64_t pack_ns, uint64_t device_ns, TimePoint done);
+  void Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
+              TimePoint done);
   // Whether a lane is free for what waits.
   bool HasLane() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }

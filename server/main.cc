@@ -45,6 +45,9 @@ ABSL_FLAG(std::string, kernel, kDefault.kernel,
           "The device's kernel: adaptive, threshold, linear, binary, rows or tile");
 ABSL_FLAG(int64_t, kernel_threshold, kDefault.kernel_threshold,
           "With --kernel=threshold: linear search up to this many sequences, binary search above");
+ABSL_FLAG(
+    int64_t, cpu_below_tokens, kDefault.cpu_below_tokens,
+    "With a device: batches of fewer tokens are computed on the CPU; doctor says from how many the card is quicker");
 ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a core, at least 8 on a device");
 ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
           "gRPC completion queues, a thread each; 0: one for two cores");
@@ -91,6 +94,7 @@ Options OptionsFromFlags() {
   options.cuda_device = absl::GetFlag(FLAGS_cuda_device);
   options.kernel = absl::GetFlag(FLAGS_kernel);
   options.kernel_threshold = absl::GetFlag(FLAGS_kernel_threshold);
+  options.cpu_below_tokens = absl::GetFlag(FLAGS_cpu_below_tokens);
   options.lanes = absl::GetFlag(FLAGS_lanes);
   options.completion_queues = absl::GetFlag(FLAGS_completion_queues);
   options.request = {.max_sequences = absl::GetFlag(FLAGS_max_sequences),

@@ -81,6 +81,7 @@ absl::Status Validate(const Options& o) {
            CheckKernel(o.kernel),
            InRange("cuda_device", o.cuda_device, 0, 1023),
            InRange("kernel_threshold", o.kernel_threshold, 0, kMaxInt32),
+           InRange("cpu_below_tokens", o.cpu_below_tokens, 0, kMaxInt32),
            InRange("lanes", o.lanes, 0, 64),
            InRange("completion_queues", o.completion_queues, 0, 64),
            InRange("max_sequences", o.request.max_sequences, 1, int64_t{1} << 24),

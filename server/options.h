@@ -59,6 +59,8 @@ struct Options {
   std::string kernel = "adaptive";
   // For "threshold": linear search up to this many sequences, binary search above.
   int64_t kernel_threshold = 16;
+  // With CUDA: batches of fewer tokens are computed on the CPU.
+  int64_t cpu_below_tokens = 0;
   // Batches computed at once. 0: one a core, at least 8 on a device.
   int64_t lanes = 0;
   // Completion queues, a thread each. 0: one for two cores: gRPC's threads hand each other the events of all

@@ -39,7 +39,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const Options& opt
   if (options.backend == "cpu") return kernels::CreateCpuBackend();
   absl::StatusOr<std::unique_ptr<kernels::Backend>> cuda = kernels::CreateCudaBackend(
       {.device = static_cast<int>(options.cuda_device),
-       .plan = {.choice = *kernels::ParseKernelChoice(options.kernel), .threshold = options.kernel_threshold}});
+       .plan = {.choice = *kernels::ParseKernelChoice(options.kernel), .threshold = options.kernel_threshold},
+       .cpu_below_tokens = options.cpu_below_tokens});
   if (cuda.ok()) {
     spdlog::info("computing on CUDA device {}: {}", options.cuda_device, (*cuda)->device());
     return cuda;

@@ -20,7 +20,7 @@ class CudaBackend final : public Backend {
   BackendKind kind() const override { return BackendKind::kCuda; }
   std::string device() const override { return device_; }
   absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) override {
-    return CudaLane::Create(options_.device, options_.plan, limits);
+    return CudaLane::Create(options_, limits);
   }
 
   absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) override {
@@ -83,8 +83,8 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
   absl::StatusOr<HostBuffer> output = backend.AllocateOutput(kNumOutputs * (kMost + 1) * sizeof(int32_t));
   if (!output.ok()) return output.status();
   for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
-    absl::StatusOr<std::unique_ptr<CudaLane>> lane =
-        CudaLane::Create(options.device, {.choice = choice}, {.max_sequences = kMost, .max_requests = 1});
+    absl::StatusOr<std::unique_ptr<CudaLane>> lane = CudaLane::Create(
+        {.device = options.device, .plan = {.choice = choice}}, {.max_sequences = kMost, .max_requests = 1});
     if (!lane.ok()) return lane.status();
     for (int64_t num_sequences : kSizes) {
       for (OutputSet outputs : {OutputSet{Output::kSeqlensExpanded}, OutputSet::All()}) {

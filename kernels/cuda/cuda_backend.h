@@ -1,6 +1,7 @@
 // The backend on a CUDA device. Knows no CUDA header, so that whoever makes it need not.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "absl/status/statusor.h"
@@ -11,7 +12,9 @@ namespace nsa::metadata::kernels {
 
 struct CudaOptions {
   int device = 0;
-  LaunchPlan plan;
+  LaunchPlan plan = {};
+  // Batches of fewer tokens are computed on the CPU, by the thread that has them: below some size that is quicker.
+  int64_t cpu_below_tokens = 0;
 };
 
 // The CUDA toolkit this build was made with, as "13.0"; "none" for a build without.

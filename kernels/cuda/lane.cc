@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "kernels/cpu.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/lay_out.h"
 
@@ -33,17 +34,15 @@ size_t MostBytes(const LaneLimits& limits) {
 
 }  // namespace
 
-CudaLane::CudaLane(int device, const LaunchPlan& plan, const LaneLimits& limits)
-    : device_(device),
-      plan_(plan),
+CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits)
+    : options_(options),
       extend_seq_lens_(limits.max_sequences),
       seq_lens_(limits.max_sequences),
       batch_(extend_seq_lens_, seq_lens_, limits.max_requests) {}
 
-absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(int device, const LaunchPlan& plan,
-                                                           const LaneLimits& limits) {
-  std::unique_ptr<CudaLane> lane(new CudaLane(device, plan, limits));
-  NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(device));
+absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& options, const LaneLimits& limits) {
+  std::unique_ptr<CudaLane> lane(new CudaLane(options, limits));
+  NSA_RETURN_IF_CUDA_ERROR(UseDevice(options.device));
   cudaStream_t stream = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
@@ -60,7 +59,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(int device, const Lau
 
 cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
   const size_t bytes = BatchLayout(inline_.size).bytes;
-  if (bytes <= kMostInlineBytes && plan_.input != Input::kCopied) {
+  if (bytes <= kMostInlineBytes && options_.plan.input != Input::kCopied) {
     LayOut(batch_, inline_.size, inline_.data);
     return LaunchInline(kernel, inline_, done, stream_.get());
   }
@@ -72,14 +71,18 @@ cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
 }
 
 absl::StatusOr<Kernel> CudaLane::Expand() {
-  NSA_RETURN_IF_CUDA_ERROR(UseDevice(device_));
+  if (batch_.total_tokens() < options_.cpu_below_tokens) {
+    ExpandOnCpu(batch_);
+    return Kernel::kCpu;
+  }
+  NSA_RETURN_IF_CUDA_ERROR(UseDevice(options_.device));
   const absl::StatusOr<BatchSize> size = SizeOf(batch_);
   if (!size.ok()) return size.status();
   inline_.size = *size;
-  const Kernel kernel = ChooseKernel(plan_, {.num_sequences = size->num_sequences,
-                                             .total_tokens = size->num_tokens,
-                                             .first_two = size->first_two,
-                                             .to_host = true});
+  const Kernel kernel = ChooseKernel(options_.plan, {.num_sequences = size->num_sequences,
+                                                     .total_tokens = size->num_tokens,
+                                                     .first_two = size->first_two,
+                                                     .to_host = true});
   const int64_t blocks = NumBlocks(kernel, size->num_sequences, size->num_tokens);
   DoneFlags done;
   if (blocks <= kMostDoneFlags) done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};

@@ -9,9 +9,9 @@
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/handles.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/launch_plan.h"
 
 namespace nsa::metadata::kernels::cuda {
 
@@ -20,18 +20,17 @@ namespace nsa::metadata::kernels::cuda {
 // Nothing is allocated after Create.
 class CudaLane final : public Lane {
  public:
-  static absl::StatusOr<std::unique_ptr<CudaLane>> Create(int device, const LaunchPlan& plan, const LaneLimits& limits);
+  static absl::StatusOr<std::unique_ptr<CudaLane>> Create(const CudaOptions& options, const LaneLimits& limits);
 
   PackedBatch& batch() override { return batch_; }
   absl::StatusOr<Kernel> Expand() override;
 
  private:
-  CudaLane(int device, const LaunchPlan& plan, const LaneLimits& limits);
+  CudaLane(const CudaOptions& options, const LaneLimits& limits);
   cudaError_t Launch(Kernel kernel, const DoneFlags& done);
   absl::Status AwaitDone(int64_t blocks) const;
 
-  const int device_;
-  const LaunchPlan plan_;
+  const CudaOptions options_;
   std::vector<int32_t> extend_seq_lens_;
   std::vector<int32_t> seq_lens_;
   PackedBatch batch_;

@@ -239,9 +239,9 @@ class HostToHost {
     for (const auto& [name, plan] : plans_) {
       auto backend = kernels::CreateCudaBackend({.device = 0, .plan = plan});
       if (!backend.ok()) std::exit(EXIT_FAILURE);
-      lanes_.push_back(*(*backend)->CreateLane({.max_sequences = 65'536, .max_requests = 64}));
-      backends_.push_back(*std::move(backend));
+      Add(*std::move(backend));
     }
+    Add(kernels::CreateCpuBackend());
   }
 
   void Run(const Shape& shape, OutputSet outputs) {
@@ -249,8 +249,9 @@ class HostToHost {
     const kernels::OutputPointers out = Pointers(outputs, lengths, out_);
     std::vector<Subject> subjects = Floors(stream_.get());
     for (size_t i = 0; i < lanes_.size(); ++i) {
-      if (TooSlow(plans_[i].plan.choice, lengths)) continue;
-      subjects.push_back({plans_[i].name, [this, i, &lengths, &out, outputs](int times) {
+      const bool cpu = i == plans_.size();
+      if (!cpu && TooSlow(plans_[i].plan.choice, lengths)) continue;
+      subjects.push_back({cpu ? "cpu" : plans_[i].name, [this, i, &lengths, &out, outputs](int times) {
                             return TimeEach([&] { Expand(*lanes_[i], lengths, outputs, out); }, times);
                           }});
     }
@@ -258,6 +259,11 @@ class HostToHost {
   }
 
  private:
+  void Add(std::unique_ptr<kernels::Backend> backend) {
+    lanes_.push_back(*backend->CreateLane({.max_sequences = 65'536, .max_requests = 64}));
+    backends_.push_back(std::move(backend));
+  }
+
   static void Expand(kernels::Lane& lane, const Lengths& lengths, OutputSet outputs,
                      const kernels::OutputPointers& out) {
     lane.batch().Clear();

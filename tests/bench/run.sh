@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Measures, and keeps what it printed in tests/bench/results/: tests/bench/run.sh [floor | peers | costs | growth] [--flags of the script].
+# Measures, and keeps what it printed in tests/bench/results/: tests/bench/run.sh [floor | peers | costs | cpu | growth] [--flags of the script].
 # Without a name: all of them, about an hour. Installs what is missing and builds first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-names=(floor peers costs growth)
+names=(floor peers costs cpu growth)
 if (($# > 0)); then
   names=("$1")
   shift

@@ -54,6 +54,7 @@ date --utc +%Y-%m-%d
 
 stage backends gtest kernels_test '*'
 stage launchers gtest cuda_test '*'
+stage allocations gtest allocation_test '*'
 stage through-grpc gtest e2e_test '*/cuda*'
 # The tier between: the driver compiles the PTX.
 CUDA_FORCE_PTX_JIT=1 stage ptx-backends gtest kernels_test '*cuda*'
@@ -61,9 +62,9 @@ CUDA_FORCE_PTX_JIT=1 stage ptx-launchers gtest cuda_test '*'
 installed=${bin%/bin}
 LD_LIBRARY_PATH=$installed/lib bin=$installed/ptx stage ptx-only-backends gtest kernels_test '*cuda*'
 LD_LIBRARY_PATH=$installed/lib bin=$installed/ptx stage ptx-only-launchers gtest cuda_test '*'
-few='*KnownAnswer*cuda*:*Capacity*:*Negative*:*NotAsked*cuda*'
+few='*KnownAnswer*cuda*:*AnyNumberOfSequences*cuda*:*NotAsked*cuda*'
 for tool in memcheck racecheck initcheck synccheck; do
-  stage "$tool-launchers" sanitize "$tool" cuda_test '*KnownAnswer*:*Capacity*:*Negative*'
+  stage "$tool-launchers" sanitize "$tool" cuda_test '*KnownAnswer*:*ManySequences*:*Capacity*:*Negative*'
   stage "$tool-backends" sanitize "$tool" kernels_test "$few"
 done
 for trace in "$@"; do

@@ -41,6 +41,7 @@ const Variant kVariants[] = {
     {"cuda_binary", CreateCuda<KernelChoice::kBinary>},
     {"cuda_rows", CreateCuda<KernelChoice::kRows>},
     {"cuda_tile", CreateCuda<KernelChoice::kTile>},
+    {"cuda_with_small_ones_on_the_cpu", [] { return CreateCudaBackend({.cpu_below_tokens = 60}); }},
     {"cuda_threshold", CreateCuda<KernelChoice::kThreshold>},
     {"cuda_adaptive", CreateCuda<KernelChoice::kAdaptive>},
 };
@@ -98,6 +99,24 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnLargeBatches) {
       want.push_back(testing::ReferenceArrays(requests.back()));
     }
     ASSERT_EQ(expander_->Together(requests), want) << "batch " << i;
+  }
+}
+
+// Across the sizes that a launch's parameters come in, and past the largest.
+TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfSequences) {
+  std::mt19937_64 random(17);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
+    for (size_t num_sequences : {1,   24,  26,  27,  44,  45,  57,  58,  98,  99,  109, 110,  157,
+                                 158, 182, 183, 261, 262, 263, 402, 403, 669, 670, 671, 3'000}) {
+      TestRequest request{.spec = {.nsa_index_topk = 5, .mode = SequenceMode::kCausal, .outputs = outputs},
+                          .extend_seq_lens = {},
+                          .seq_lens = {}};
+      for (size_t b = 0; b < num_sequences; ++b) {
+        request.extend_seq_lens.push_back(static_cast<int32_t>(random() % 4));
+        request.seq_lens.push_back(static_cast<int32_t>(random() % 12));
+      }
+      ASSERT_EQ(expander_->Alone(request), testing::ReferenceArrays(request)) << num_sequences << " sequences";
+    }
   }
 }
 
