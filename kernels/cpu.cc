@@ -1,5 +1,5 @@
 // The CPU backend: every per-token output is, over one sequence, a constant or a ramp that rises by one, clamped below
-// by 0 and above by K. So a row is at most three pieces, each a loop that the compiler turns into vector stores.
+// by 0 and above by K: loops that the compiler turns into vector stores.
 
 #include <algorithm>
 #include <string>
@@ -11,16 +11,44 @@
 namespace nsa::metadata::kernels {
 namespace {
 
-// Writes `count` times `value`; returns the end.
-inline int32_t* Fill(int32_t* out, int64_t count, int32_t value) {
-  for (int64_t i = 0; i < count; ++i) out[i] = value;
+// A row is written in whole blocks where its array has room for what is past the row's end, which the next row, written
+// after it, overwrites: a loop that ends where the row does is mispredicted once a row, and that takes longer than a
+// short row itself.
+constexpr int64_t kShort = 16;
+constexpr int64_t kBlock = 128;
+
+template <int64_t kCount, typename ValueAt>
+inline void PutBlock(int32_t* out, uint32_t begin, const ValueAt& value_at) {
+  for (uint32_t i = 0; i < kCount; ++i) out[i] = value_at(begin + i);
+}
+
+// Writes value_at(0) to value_at(count - 1), and may write more up to `end`, the array's. Returns where the row ends.
+template <typename ValueAt>
+inline int32_t* Put(int32_t* out, const int32_t* end, int64_t count, const ValueAt& value_at) {
+  const int64_t room = end - out;
+  if (count <= kShort && room >= kShort) {
+    PutBlock<kShort>(out, 0, value_at);
+    return out + count;
+  }
+  int64_t i = 0;
+  for (; i + kBlock <= count; i += kBlock) PutBlock<kBlock>(out + i, static_cast<uint32_t>(i), value_at);
+  if (room - i >= kBlock) {
+    PutBlock<kBlock>(out + i, static_cast<uint32_t>(i), value_at);
+  } else {
+    for (; i < count; ++i) out[i] = value_at(static_cast<uint32_t>(i));
+  }
   return out + count;
 }
 
-// Writes first, first + 1, …, `count` of them; returns the end.
-inline int32_t* Ramp(int32_t* out, int64_t count, int32_t first) {
-  for (int64_t i = 0; i < count; ++i) out[i] = static_cast<int32_t>(first + i);
-  return out + count;
+// `count` times `value`.
+inline int32_t* Fill(int32_t* out, const int32_t* end, int64_t count, int64_t value) {
+  return Put(out, end, count, [value](uint32_t) { return static_cast<int32_t>(value); });
+}
+
+// first, first + 1, …, `count` of them. What is past them may wrap.
+inline int32_t* Ramp(int32_t* out, const int32_t* end, int64_t count, int64_t first) {
+  return Put(out, end, count,
+             [first = static_cast<uint32_t>(first)](uint32_t i) { return static_cast<int32_t>(first + i); });
 }
 
 // A row's seqlens_expanded plus an offset, in pieces: `zeros` clamped values, then a ramp, then `tops` values at the
@@ -44,26 +72,37 @@ inline Row CausalRow(int64_t q, int64_t s, int64_t bound) {
   return row;
 }
 
-// Writes a row plus `offset`; returns the end. The sums fit int32: an output for which they do not is refused before.
-inline int32_t* PutRow(int32_t* out, const Row& row, int64_t offset) {
-  out = Fill(out, row.zeros, static_cast<int32_t>(offset));
-  out = Ramp(out, row.ramp, static_cast<int32_t>(row.first + offset));
-  return Fill(out, row.tops, static_cast<int32_t>(row.top + offset));
+// Writes min(max(s - q + i + 1, 0), bound) + offset. The sums fit int32: an output for which they do not is refused
+// before.
+inline int32_t* PutCausal(int32_t* out, const int32_t* end, int64_t q, int64_t s, int64_t bound, int64_t offset) {
+  if (q <= kBlock) {  // sooner clamped than cut into pieces
+    const auto first = static_cast<uint32_t>(s - q + 1);
+    return Put(out, end, q, [=](uint32_t i) {
+      const int32_t value = std::min(std::max(static_cast<int32_t>(first + i), 0), static_cast<int32_t>(bound));
+      return static_cast<int32_t>(static_cast<uint32_t>(value) + static_cast<uint32_t>(offset));
+    });
+  }
+  const Row row = CausalRow(q, s, bound);
+  if (row.zeros > 0) out = Fill(out, end, row.zeros, offset);
+  if (row.ramp > 0) out = Ramp(out, end, row.ramp, row.first + offset);
+  if (row.tops > 0) out = Fill(out, end, row.tops, row.top + offset);
+  return out;
 }
 
 // seqlens_expanded (bound: none), nsa_cache_seqlens (bound: K), ke (offset: ks) differ in bound and offset only.
 template <SequenceMode mode>
 void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens,
                 int64_t bound, bool add_ks) {
+  const int32_t* const end = out + request.total_tokens;
   int64_t ks = 0;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
     const int64_t q = extend_seq_lens[b];
     const int64_t s = seq_lens[b];
     const int64_t offset = add_ks ? ks : 0;
     if constexpr (mode == SequenceMode::kRepeat) {
-      out = Fill(out, q, static_cast<int32_t>(std::min(s, bound) + offset));
+      out = Fill(out, end, q, std::min(s, bound) + offset);
     } else {
-      out = PutRow(out, CausalRow(q, s, bound), offset);
+      out = PutCausal(out, end, q, s, bound, offset);
     }
     ks += s;
   }
@@ -89,7 +128,7 @@ void PutNsaCuSeqlensK(int32_t* out, const PackedRequest& request, const int32_t*
     const int64_t s = seq_lens[b];
     const Row row =
         causal ? CausalRow(q, s, k) : Row{.zeros = 0, .first = 0, .ramp = 0, .tops = q, .top = std::min(s, k)};
-    out = Fill(out, row.zeros, static_cast<int32_t>(sum));
+    out = std::fill_n(out, row.zeros, static_cast<int32_t>(sum));
     for (int64_t i = 0; i < row.ramp; ++i) *out++ = static_cast<int32_t>(sum += row.first + i);
     for (int64_t i = 0; i < row.tops; ++i) *out++ = static_cast<int32_t>(sum += row.top);
   }
@@ -105,19 +144,22 @@ void PutRunningSum(int32_t* out, const int32_t* lengths, int64_t count) {
 }
 
 void PutTokenToBatchIdx(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens) {
-  for (int64_t b = 0; b < request.num_sequences; ++b) out = Fill(out, extend_seq_lens[b], static_cast<int32_t>(b));
+  const int32_t* const end = out + request.total_tokens;
+  for (int64_t b = 0; b < request.num_sequences; ++b) out = Fill(out, end, extend_seq_lens[b], b);
 }
 
 void PutPositions(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  const int32_t* const end = out + request.total_tokens;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    out = Ramp(out, extend_seq_lens[b], seq_lens[b] - extend_seq_lens[b]);
+    out = Ramp(out, end, extend_seq_lens[b], int64_t{seq_lens[b]} - extend_seq_lens[b]);
   }
 }
 
 void PutKs(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  const int32_t* const end = out + request.total_tokens;
   int64_t ks = 0;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    out = Fill(out, extend_seq_lens[b], static_cast<int32_t>(ks));
+    out = Fill(out, end, extend_seq_lens[b], ks);
     ks += seq_lens[b];
   }
 }
