@@ -51,8 +51,9 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   return std::nullopt;
 }
 
-bool Batcher::HasLane() const {
-  if (free_lanes_.empty()) return false;
+bool Batcher::HasLane() const { return !free_lanes_.empty() && MayStart(); }
+
+bool Batcher::MayStart() const {
   return small_batches_ < options_.small_batch_lanes || queue_.total_tokens() >= options_.small_batch_tokens;
 }
 
@@ -75,6 +76,7 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     if (options_.policy.delay > Clock::duration::zero() && tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
     if (queue_.size() == 0 || ++batches == limit) break;
     if (limit != 0 && queue_.total_tokens() > options_.max_inline_tokens) break;
+    if (!MayStart()) break;  // those that are under way take the rest
     now = Clock::now();
     if (!Ready(now) && !stopping_) break;
   }

@@ -59,7 +59,9 @@ class Batcher {
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
   void Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
               TimePoint done);
-  // Whether a lane is free for what waits.
+  // Whether what waits may be another batch under way.
+  bool MayStart() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Whether there is also a lane for it.
   bool HasLane() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }
 

@@ -77,13 +77,13 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::B
 // larger (H100, 64 calls in flight).
 constexpr size_t kDeviceSmallBatchLanes = 2;
 
-Batcher::Options BatcherOptions(const BatchOptions& options, kernels::BackendKind backend) {
+Batcher::Options BatcherOptions(const BatchOptions& options, bool on_device) {
   return {.policy = {.max_requests = options.max_batch_requests,
                      .max_sequences = options.max_batch_sequences,
                      .max_tokens = options.max_batch_tokens,
                      .delay = absl::ToChronoNanoseconds(options.batch_delay)},
           .max_queue_requests = static_cast<size_t>(options.max_queue_requests),
-          .small_batch_lanes = backend == kernels::BackendKind::kCuda ? kDeviceSmallBatchLanes : SIZE_MAX};
+          .small_batch_lanes = on_device ? kDeviceSmallBatchLanes : SIZE_MAX};
 }
 
 v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
@@ -135,8 +135,10 @@ absl::Status Server::Parts::MakeCompute() {
   pool = *std::move(made);
   absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> lanes = MakeLanes(*backend, options);
   if (!lanes.ok()) return lanes.status();
-  batcher = std::make_unique<Batcher>(BatcherOptions(options.batch, backend->kind()), backend->kind(),
-                                      *std::move(lanes), *pool, *metrics);
+  // Not where small ones go to the CPU, where each takes a lane's thread and no more.
+  const bool on_device = backend->kind() == kernels::BackendKind::kCuda && options.cpu_below_tokens == 0;
+  batcher = std::make_unique<Batcher>(BatcherOptions(options.batch, on_device), backend->kind(), *std::move(lanes),
+                                      *pool, *metrics);
   service = std::make_unique<Service>(options, *pool, *batcher, *metrics, ServerInfo(*backend, options));
   return absl::OkStatus();
 }

@@ -83,8 +83,9 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
   absl::StatusOr<HostBuffer> output = backend.AllocateOutput(kNumOutputs * (kMost + 1) * sizeof(int32_t));
   if (!output.ok()) return output.status();
   for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
-    absl::StatusOr<std::unique_ptr<CudaLane>> lane = CudaLane::Create(
-        {.device = options.device, .plan = {.choice = choice}}, {.max_sequences = kMost, .max_requests = 1});
+    absl::StatusOr<std::unique_ptr<CudaLane>> lane =
+        CudaLane::Create({.device = options.device, .plan = {.choice = choice, .input = options.plan.input}},
+                         {.max_sequences = kMost, .max_requests = 1});
     if (!lane.ok()) return lane.status();
     for (int64_t num_sequences : kSizes) {
       for (OutputSet outputs : {OutputSet{Output::kSeqlensExpanded}, OutputSet::All()}) {
@@ -107,8 +108,12 @@ absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaOptions& options) {
   NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options.device));
   absl::StatusOr<std::string> device = Describe(options.device);
   if (!device.ok()) return device.status();
-  auto backend = std::make_unique<CudaBackend>(options, *std::move(device));
-  if (absl::Status status = TryKernels(*backend, options); !status.ok()) return status;
+  CudaOptions able = options;
+  int driver = 0;
+  NSA_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
+  if (driver < 12010) able.plan.input = Input::kCopied;  // parameters of more than 4 KiB came with CUDA 12.1
+  auto backend = std::make_unique<CudaBackend>(able, *std::move(device));
+  if (absl::Status status = TryKernels(*backend, able); !status.ok()) return status;
   return backend;
 }
 

@@ -206,12 +206,18 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
                      .shift = source.shift}};
 }
 
-// Whether the current device can launch a kernel before the one that it waits for is over.
+// Whether a kernel may be launched before the one that it waits for is over: only code for Hopper or newer waits.
 bool CanLaunchEarly() {
+  thread_local int known_device = -1;
+  thread_local bool can = false;
   int device = 0;
-  int major = 0;
-  return cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  if (device != known_device) {
+    int compiled_from = 0;
+    can = CompiledFrom(&compiled_from) == cudaSuccess && compiled_from >= 90;
+    known_device = device;
+  }
+  return can;
 }
 
 cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, cudaStream_t stream) {

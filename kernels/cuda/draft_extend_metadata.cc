@@ -7,7 +7,14 @@
 namespace nsa::metadata::kernels::cuda {
 namespace {
 
-bool IsCount(int64_t count) { return count >= 0 && count < INT32_MAX; }
+// So that a grid's strides over them stay within int32.
+constexpr int64_t kMost = int64_t{1} << 29;
+
+bool IsCount(int64_t count) { return count >= 0 && count <= kMost; }
+
+bool IsDeviceKernel(Kernel kernel) {
+  return kernel == Kernel::kLinear || kernel == Kernel::kBinary || kernel == Kernel::kRows || kernel == Kernel::kTile;
+}
 
 bool Valid(const DraftExtendMetadata& metadata) {
   if (!IsCount(metadata.num_sequences) || !IsCount(metadata.capacity) || metadata.workspace == nullptr) return false;
@@ -26,7 +33,7 @@ size_t DraftExtendWorkspaceBytes(int64_t num_sequences) {
 }
 
 cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream) {
-  if (!Valid(metadata)) return cudaErrorInvalidValue;
+  if (!Valid(metadata) || !IsDeviceKernel(kernel)) return cudaErrorInvalidValue;
   DeviceLengths lengths;
   lengths.extend_seq_lens = metadata.extend_seq_lens;
   lengths.seq_lens = metadata.seq_lens;

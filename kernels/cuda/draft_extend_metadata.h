@@ -29,13 +29,13 @@ struct DraftExtendMetadata {
   void* workspace = nullptr;
 };
 
-// For num_sequences below INT32_MAX, not negative.
+// For num_sequences up to 2^29, not negative.
 size_t DraftExtendWorkspaceBytes(int64_t num_sequences);
 
 // Expands on `stream` by `kernel`, one of kLinear, kBinary, kRows and kTile. The workspace then begins with the sum of
 // extend_seq_lens, an int64, which may pass `capacity`: then that many tokens would have been needed. Asynchronous: can
 // be captured in a graph. Thread-safe for different workspaces. Returns the first launch's error;
-// cudaErrorInvalidValue for a negative count, one of INT32_MAX or more, another kernel, or a null length array or
+// cudaErrorInvalidValue for a count that is negative or more than 2^29, another kernel, or a null length array or
 // workspace where one is needed.
 cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream);
 

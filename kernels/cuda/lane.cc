@@ -17,11 +17,9 @@ constexpr int64_t kMostDoneFlags = 1024;
 
 // The runtime's device is a thread's own, and any thread may run a lane.
 cudaError_t UseDevice(int device) {
-  thread_local int current = -1;
-  if (current == device) return cudaSuccess;
-  const cudaError_t error = cudaSetDevice(device);
-  if (error == cudaSuccess) current = device;
-  return error;
+  int current = -1;
+  if (cudaGetDevice(&current) == cudaSuccess && current == device) return cudaSuccess;
+  return cudaSetDevice(device);
 }
 
 // The most that a lane's batch takes.
@@ -93,14 +91,17 @@ absl::StatusOr<Kernel> CudaLane::Expand() {
 
 absl::Status CudaLane::AwaitDone(int64_t blocks) const {
   // An error that ends the kernel leaves its flags as they are.
-  constexpr int kLooksBetweenQueries = 1 << 14;
+  constexpr uint64_t kLooksBetweenQueries = 1 << 14;
   auto* const flags = static_cast<uint64_t*>(done_.get());
   for (int64_t block = 0; block < blocks; ++block) {
     const std::atomic_ref<uint64_t> flag(flags[block]);
-    for (int looks = 1; flag.load(std::memory_order_acquire) != launches_; ++looks) {
+    for (uint64_t looks = 1; flag.load(std::memory_order_acquire) != launches_; ++looks) {
       if (looks % kLooksBetweenQueries != 0) continue;
       const cudaError_t error = cudaStreamQuery(stream_.get());
-      if (error == cudaErrorNotReady) continue;
+      if (error == cudaErrorNotReady) {
+        cudaGetLastError();  // which would else be the thread's last error
+        continue;
+      }
       // The kernel is over: its flags are set, or an error has kept it from it.
       NSA_RETURN_IF_CUDA_ERROR(error);
       break;

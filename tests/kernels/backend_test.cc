@@ -153,6 +153,20 @@ TEST_P(BackendTest, RefusesABatchOverItsLanesRoom) {
   EXPECT_EQ(small->batch().requests().size(), 2u);
 }
 
+TEST(CudaBackendTest, LeavesBatchesOfFewerTokensToTheCpuWhenToldTo) {
+  const absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend({.cpu_below_tokens = 60});
+  if (!backend.ok()) GTEST_SKIP() << backend.status().message();
+  const std::unique_ptr<Lane> lane = *(*backend)->CreateLane({.max_sequences = 1, .max_requests = 1});
+  const HostBuffer output = *(*backend)->AllocateOutput(4096);
+  for (const auto& [tokens, by_cpu] : {std::pair(59, true), {60, false}}) {
+    const int32_t q = tokens;
+    lane->batch().Clear();
+    lane->batch().Add({.outputs = {Output::kSeqlensExpanded}}, {&q, 1}, {&q, 1}, tokens,
+                      {reinterpret_cast<int32_t*>(output.data())});
+    EXPECT_EQ(*lane->Expand() == Kernel::kCpu, by_cpu) << tokens << " tokens";
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Backends, BackendTest, ::testing::ValuesIn(kVariants),
                          [](const auto& info) { return std::string(info.param.name); });
 

@@ -47,11 +47,12 @@ TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
   }
 }
 
-TEST(LaunchPlanTest, AdaptiveTakesAnyShape) {
-  EXPECT_NE(Choose(KernelChoice::kAdaptive, 0, 0), Kernel::kCpu);
-  EXPECT_NE(Choose(KernelChoice::kAdaptive, 0, INT32_MAX), Kernel::kCpu);
-  EXPECT_NE(Choose(KernelChoice::kAdaptive, INT32_MAX, 0), Kernel::kCpu);
-  EXPECT_NE(Choose(KernelChoice::kAdaptive, INT32_MAX, INT32_MAX), Kernel::kCpu);
+TEST(LaunchPlanTest, AdaptiveTakesShapesPastItsTableAsTheNearestInIt) {
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 0, 0), Choose(KernelChoice::kAdaptive, 1, 1));
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, 1, INT32_MAX), Choose(KernelChoice::kAdaptive, 1, 16'384));
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, INT32_MAX, INT32_MAX), Choose(KernelChoice::kAdaptive, 65'536, 65'536));
+  EXPECT_EQ(Choose(KernelChoice::kAdaptive, INT32_MAX, INT64_MAX),
+            Choose(KernelChoice::kAdaptive, 65'536, int64_t{65'536} * 16'384));
 }
 
 TEST(LaunchPlanTest, KnowsEveryChoiceByName) {

@@ -70,7 +70,16 @@ const Launcher kLaunchers[] = {
     {"adaptive", &Adaptive<KernelChoice::kAdaptive>},
 };
 
-class LaunchersTest : public ::testing::TestWithParam<Launcher> {
+// The request with sequences of no length behind its own, so that it takes another way to its sums.
+TestRequest Padded(TestRequest request, size_t num_sequences) {
+  request.extend_seq_lens.resize(num_sequences, 0);
+  request.seq_lens.resize(num_sequences, 0);
+  return request;
+}
+// Scanned by a warp, by a block, by several.
+constexpr size_t kWays[] = {8, 33, 1'025};
+
+class DeviceTest : public ::testing::Test {
  protected:
   void SetUp() override {
     int devices = 0;
@@ -81,6 +90,11 @@ class LaunchersTest : public ::testing::TestWithParam<Launcher> {
     stream_.reset(stream);
   }
 
+  Stream stream_;
+};
+
+class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<Launcher> {
+ protected:
   // Expands into marked arrays with room for `capacity` tokens and as much again behind; fails when anything behind is
   // written.
   void Run(const TestRequest& request, int64_t capacity, Arrays* arrays, int64_t* total_tokens) {
@@ -104,13 +118,14 @@ class LaunchersTest : public ::testing::TestWithParam<Launcher> {
       outputs.push_back(nullptr);
       if (!request.spec.outputs.Has(output)) continue;
       lengths[i] = OutputLength(output, num_sequences, capacity);
-      outputs[i] = std::make_unique<DeviceArray>(std::vector<int32_t>(2 * lengths[i] + 64, kMarker));
-      metadata.out[i] = outputs[i]->data();
+      outputs[i] = std::make_unique<DeviceArray>(std::vector<int32_t>(begin_ + 2 * lengths[i] + 64, kMarker));
+      metadata.out[i] = outputs[i]->data() + begin_;
     }
     ASSERT_CUDA_OK(GetParam().launch(metadata, stream_.get(), total_tokens));
     for (size_t i = 0; i < kNumOutputs; ++i) {
       if (outputs[i] == nullptr) continue;
       std::vector<int32_t> values = outputs[i]->Values();
+      values.erase(values.begin(), values.begin() + begin_);
       ASSERT_TRUE(std::all_of(values.begin() + lengths[i], values.end(), [](int32_t v) { return v == kMarker; }))
           << OutputName(static_cast<Output>(i)) << " was written past its capacity";
       values.resize(lengths[i]);
@@ -127,7 +142,8 @@ class LaunchersTest : public ::testing::TestWithParam<Launcher> {
     ASSERT_EQ(got, want) << what;
   }
 
-  Stream stream_;
+  // Where in its memory each array begins, in values: past 0 none is aligned for a wide store.
+  int64_t begin_ = 0;
 };
 
 TEST_P(LaunchersTest, GiveEveryKnownAnswer) {
@@ -178,13 +194,17 @@ TEST_P(LaunchersTest, WriteNothingPastTheCapacityAndSayHowMuchWasNeeded) {
   const TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
                             .extend_seq_lens = {300, 0, 500},
                             .seq_lens = {400, 7, 600}};
-  for (int64_t capacity : {0, 1, 299, 300, 301, 700}) {
-    Arrays got;
-    int64_t total_tokens = -1;
-    Run(request, capacity, &got, &total_tokens);
-    EXPECT_EQ(total_tokens, 800);
-    EXPECT_EQ(static_cast<int64_t>(got[0].size()), capacity);
-    EXPECT_EQ(std::count(got[0].begin(), got[0].end(), kMarker), 0) << "capacity " << capacity;
+  for (size_t num_sequences : kWays) {
+    const TestRequest padded = Padded(request, num_sequences);
+    for (int64_t capacity : {0, 1, 299, 300, 301, 700}) {
+      Arrays got;
+      int64_t total_tokens = -1;
+      Run(padded, capacity, &got, &total_tokens);
+      EXPECT_EQ(total_tokens, 800);
+      Arrays want = testing::ReferenceArrays(padded);
+      for (size_t i = 0; i < kNumOutputs; ++i) want[i].resize(got[i].size());
+      EXPECT_EQ(got, want) << "capacity " << capacity << ", " << num_sequences << " sequences";
+    }
   }
 }
 
@@ -192,15 +212,23 @@ TEST_P(LaunchersTest, TakeANegativeLengthAsZero) {
   TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
                       .extend_seq_lens = {3, -5, 2},
                       .seq_lens = {10, 7, -4}};
-  Arrays got;
-  int64_t total_tokens = -1;
-  Run(request, 5, &got, &total_tokens);
-  request.extend_seq_lens[1] = 0;
-  request.seq_lens[2] = 0;
-  Arrays want;
-  Run(request, 5, &want, &total_tokens);
-  EXPECT_EQ(got, want);
-  EXPECT_EQ(total_tokens, 5);
+  for (size_t num_sequences : kWays) {
+    TestRequest padded = Padded(request, num_sequences);
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(padded, 5, &got, &total_tokens);
+    EXPECT_EQ(total_tokens, 5);
+    padded.extend_seq_lens[1] = 0;
+    padded.seq_lens[2] = 0;
+    EXPECT_EQ(got, testing::ReferenceArrays(padded)) << num_sequences << " sequences";
+  }
+}
+
+TEST_P(LaunchersTest, WriteArraysThatBeginAnywhere) {
+  std::mt19937_64 random(19);
+  for (begin_ = 1; begin_ < 4; ++begin_) {
+    for (int i = 0; i < 20; ++i) ExpectEqualToReference(testing::RandomRequest(random), "request " + std::to_string(i));
+  }
 }
 
 TEST_P(LaunchersTest, TakeMoreTokensThanCapacityWithoutOverflow) {
@@ -208,11 +236,13 @@ TEST_P(LaunchersTest, TakeMoreTokensThanCapacityWithoutOverflow) {
       .spec = {.nsa_index_topk = 1, .mode = SequenceMode::kRepeat, .outputs = {Output::kSeqlensExpanded}},
       .extend_seq_lens = std::vector<int32_t>(8, INT32_MAX),
       .seq_lens = {1, 2, 3, 4, 5, 6, 7, 8}};
-  Arrays got;
-  int64_t total_tokens = -1;
-  Run(request, 1'000, &got, &total_tokens);
-  EXPECT_EQ(total_tokens, int64_t{8} * INT32_MAX);
-  EXPECT_EQ(got[0], std::vector<int32_t>(1'000, 1));
+  for (size_t num_sequences : kWays) {
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(Padded(request, num_sequences), 1'000, &got, &total_tokens);
+    EXPECT_EQ(total_tokens, int64_t{8} * INT32_MAX);
+    EXPECT_EQ(got[0], std::vector<int32_t>(1'000, 1)) << num_sequences << " sequences";
+  }
 }
 
 TEST_P(LaunchersTest, RefuseArgumentsThatMakeNoSense) {
@@ -225,9 +255,60 @@ TEST_P(LaunchersTest, RefuseArgumentsThatMakeNoSense) {
   EXPECT_EQ(GetParam().launch({.num_sequences = -1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
             cudaErrorInvalidValue)
       << "a negative count";
-  EXPECT_EQ(GetParam().launch({.capacity = INT32_MAX, .workspace = workspace.data()}, stream_.get(), &total_tokens),
+  EXPECT_EQ(GetParam().launch({.capacity = (1 << 29) + 1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
             cudaErrorInvalidValue)
-      << "a capacity past int32";
+      << "more tokens than it takes";
+}
+
+TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
+  constexpr int kTimes = 50;
+  std::mt19937_64 random(23);
+  const TestRequest requests[] = {Padded(testing::RandomRequest(random), 2'000),
+                                  Padded(testing::RandomRequest(random), 1'500)};
+  const DeviceArray workspace(std::vector<int32_t>(DraftExtendWorkspaceBytes(2'000) / sizeof(int32_t)));
+  std::vector<std::unique_ptr<DeviceArray>> memory;
+  const auto keep = [&memory](const std::vector<int32_t>& values) {
+    return memory.emplace_back(std::make_unique<DeviceArray>(values))->data();
+  };
+  DraftExtendMetadata metadata[2];
+  for (int r = 0; r < 2; ++r) {
+    const TestRequest& request = requests[r];
+    metadata[r] = {.extend_seq_lens = keep(request.extend_seq_lens),
+                   .seq_lens = keep(request.seq_lens),
+                   .num_sequences = static_cast<int64_t>(request.seq_lens.size()),
+                   .nsa_index_topk = std::max(request.spec.nsa_index_topk, 1),
+                   .mode = request.spec.mode,
+                   .out = {},
+                   .capacity = request.total_tokens(),
+                   .workspace = workspace.data()};
+    metadata[r].out[0] = keep(std::vector<int32_t>(request.total_tokens() + 1, kMarker));
+  }
+  for (int i = 0; i < kTimes; ++i) {
+    for (const DraftExtendMetadata& each : metadata) {
+      ASSERT_CUDA_OK(LaunchDraftExtendMetadata(each, Kernel::kRows, stream_.get()));
+    }
+  }
+  ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
+  for (int r = 0; r < 2; ++r) {
+    TestRequest request = requests[r];
+    request.spec.outputs = {Output::kSeqlensExpanded};
+    std::vector<int32_t> want = testing::ReferenceArrays(request)[0];
+    want.push_back(kMarker);
+    EXPECT_EQ(memory[3 * r + 2]->Values(), want) << "request " << r;
+  }
+}
+
+TEST_F(DeviceTest, AKernelThatIsNotTheDevicesIsRefusedBeforeAnythingIsLaunched) {
+  const DeviceArray workspace(std::vector<int32_t>(64, kMarker));
+  const DeviceArray lengths(std::vector<int32_t>(4, 1));
+  const DraftExtendMetadata metadata = {.extend_seq_lens = lengths.data(),
+                                        .seq_lens = lengths.data(),
+                                        .num_sequences = 4,
+                                        .out = {},
+                                        .workspace = workspace.data()};
+  EXPECT_EQ(LaunchDraftExtendMetadata(metadata, Kernel::kCpu, stream_.get()), cudaErrorInvalidValue);
+  ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
+  EXPECT_EQ(workspace.Values(), std::vector<int32_t>(64, kMarker));
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, LaunchersTest, ::testing::ValuesIn(kLaunchers),
