@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <memory>
@@ -25,12 +26,14 @@ void* Counted(size_t bytes) {
 
 }  // namespace
 
-void* operator new(size_t bytes) { return Counted(bytes); }
-void* operator new[](size_t bytes) { return Counted(bytes); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+// Not inlined: GCC would warn that what one of them returns goes to free.
+#define NOT_INLINED __attribute__((noinline))
+NOT_INLINED void* operator new(size_t bytes) { return Counted(bytes); }
+NOT_INLINED void* operator new[](size_t bytes) { return Counted(bytes); }
+NOT_INLINED void operator delete(void* memory) noexcept { std::free(memory); }
+NOT_INLINED void operator delete[](void* memory) noexcept { std::free(memory); }
+NOT_INLINED void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+NOT_INLINED void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
 
 namespace nsa::metadata::kernels {
 namespace {
