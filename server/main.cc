@@ -79,7 +79,8 @@ ABSL_FLAG(absl::Duration, max_connection_idle, kDefault.connection.max_connectio
           "When a connection without a call is closed");
 ABSL_FLAG(absl::Duration, handshake_timeout, kDefault.connection.handshake_timeout,
           "How long a connection may take to become HTTP/2");
-ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls may take after SIGTERM");
+ABSL_FLAG(absl::Duration, lame_duck, kDefault.lame_duck, "How long to serve on after SIGTERM with readiness off");
+ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls may take after that");
 
 namespace {
 
@@ -117,6 +118,7 @@ Options OptionsFromFlags() {
   options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
   options.max_stream_inflight = absl::GetFlag(FLAGS_max_stream_inflight);
   options.max_rpc_duration = absl::GetFlag(FLAGS_max_rpc_duration);
+  options.lame_duck = absl::GetFlag(FLAGS_lame_duck);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   return options;
 }
@@ -176,9 +178,8 @@ int main(int argc, char** argv) {
 
   int signal = 0;
   sigwait(&signals, &signal);
-  spdlog::info("signal {}: draining for up to {}", signal, absl::FormatDuration((*server)->options().drain_timeout));
+  spdlog::info("signal {}", signal);
   (*server)->Drain();
-  spdlog::info("drained");
   spdlog::shutdown();
   // Nothing is left to be done, and gRPC's and the HTTP server's own ends may take seconds.
   std::quick_exit(EXIT_SUCCESS);

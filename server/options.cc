@@ -105,6 +105,7 @@ absl::Status Validate(const Options& o) {
            InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
            InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),
            InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
+           InRange("lame_duck", o.lame_duck, absl::ZeroDuration()),
            InRange("drain_timeout", o.drain_timeout, absl::ZeroDuration()),
        }) {
     if (!status.ok()) return status;

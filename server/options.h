@@ -74,7 +74,10 @@ struct Options {
   int64_t max_stream_inflight = 64;
   int64_t output_budget_bytes = int64_t{256} << 20;
   absl::Duration max_rpc_duration = absl::Seconds(30);
-  // How long calls in flight may take after SIGTERM.
+  // How long the server serves on after SIGTERM with readiness off, so that balancers turn to others before it ends its
+  // connections.
+  absl::Duration lame_duck = absl::ZeroDuration();
+  // How long calls in flight may take after that.
   absl::Duration drain_timeout = absl::Seconds(30);
 };
 

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/server_builder.h"
@@ -239,12 +240,19 @@ Server::~Server() {
 
 void Server::Drain() {
   if (!parts_->ready.exchange(false)) return;
+  const Options& options = parts_->options;
   parts_->health->SetServing(false);
   parts_->service->SetServing(false);
+  if (options.lame_duck > absl::ZeroDuration()) {
+    spdlog::info("not ready; serving on for {}", absl::FormatDuration(options.lame_duck));
+    absl::SleepFor(options.lame_duck);
+  }
+  spdlog::info("no new connections; draining for up to {}", absl::FormatDuration(options.drain_timeout));
   parts_->acceptor->Stop();
   parts_->service->DrainStreams();
-  parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(parts_->options.drain_timeout));
+  parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(options.drain_timeout));
   parts_->service->Stop();
+  spdlog::info("drained");
 }
 
 std::vector<std::string> Server::listen_addresses() const {

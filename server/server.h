@@ -24,8 +24,8 @@ class Server {
                                                        std::unique_ptr<kernels::Backend> backend);
   ~Server();
 
-  // Readiness off, no new connections, answers what is in flight for up to drain_timeout, then cuts the rest. Blocks.
-  // Idempotent.
+  // Readiness off; serves on for lame_duck; takes no new connections, tells callers to go elsewhere (GOAWAY) and
+  // answers what is in flight for up to drain_timeout, then cuts the rest. Each step is logged. Blocks. Idempotent.
   void Drain();
 
   // Addresses with the ports that were taken, as gRPC targets.

@@ -70,6 +70,13 @@ def device_to_device(found):
         table.row(*shape(line), str(line["outputs"]), us.get("linear", float("nan")), *(us[name] for name in KERNELS), us["plan"],
                   bound(us["plan"] / best, 1.25, at_most=True), us["write"],
                   bound(of_write, 1.25, at_most=True) if line["tokens"] >= 4_000_000 and line["outputs"] == 2 else of_write)
+    if "between" in found:
+        print("\nBetween the shapes that the plan's table has entries for:\n")
+        table = Table("sequences", "mean", "tokens", "binary us", "rows us", "tile us", "plan us", "plan / best")
+        for line in found["between"]:
+            us = line["us"]
+            best = min(us[name] for name in KERNELS)
+            table.row(*shape(line), *(us[name] for name in KERNELS), us["plan"], bound(us["plan"] / best, 1.15, at_most=True))
     print("\nNine outputs beside two, per byte written:\n")
     pairs = {}
     for line in found["device_to_device"]:

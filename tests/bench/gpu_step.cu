@@ -187,10 +187,11 @@ std::string Fields(const Shape& shape, const Lengths& lengths, OutputSet outputs
                       ",\"tokens\":", lengths.total_tokens, ",\"outputs\":", outputs == kTwo ? 2 : 9);
 }
 
-std::vector<Shape> Grid() {
+// Powers of 4 times `first`: with 1 what the plan's table has entries for, with 2 what lies between these.
+std::vector<Shape> Grid(int64_t first = 1) {
   std::vector<Shape> grid;
-  for (int64_t num_sequences = 1; num_sequences <= 65'536; num_sequences *= 4) {
-    for (int64_t mean = 1; mean <= 16'384; mean *= 4) {
+  for (int64_t num_sequences = first; num_sequences <= 65'536; num_sequences *= 4) {
+    for (int64_t mean = first; mean <= 16'384; mean *= 4) {
       if (num_sequences * mean <= kMostTokens) grid.push_back({num_sequences, mean});
     }
   }
@@ -332,7 +333,7 @@ class DeviceToDevice {
   explicit DeviceToDevice(int32_t* out) : out_(out), stream_(NewStream()) {}
 
   // The kernels alone, over a batch that is on the device.
-  void Run(const Shape& shape, OutputSet outputs) {
+  void Run(const Shape& shape, OutputSet outputs, const std::string& section = "device_to_device") {
     const Lengths lengths = Draw(shape);
     std::vector<int32_t> q(lengths.q.size());
     std::vector<int32_t> s(lengths.s.size());
@@ -367,7 +368,7 @@ class DeviceToDevice {
     const std::string fields =
         absl::StrCat(Fields(shape, lengths, outputs), ",\"choice\":\"",
                      std::string(kernels::KernelName(kernels::ChooseKernel({}, ShapeOf(size)))), "\"");
-    Print("device_to_device", fields, subjects, InTurn(subjects, 500));
+    Print(section, fields, subjects, InTurn(subjects, 500));
   }
 
   // From lengths that are on the device, beside the founding kernels: launched, and waited for.
@@ -517,6 +518,7 @@ int Main(const std::string& part) {
       for (const OutputSet outputs : {kTwo, OutputSet::All()}) device_to_device.Run(shape, outputs);
       device_to_device.FromLengths(shape);
     }
+    for (const Shape& shape : Grid(2)) device_to_device.Run(shape, kTwo, "between");
   }
   return EXIT_SUCCESS;
 }

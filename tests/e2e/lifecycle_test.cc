@@ -63,6 +63,19 @@ TEST(LifecycleTest, DrainCutsWhatTakesLongerThanItsTimeout) {
   EXPECT_EQ(server.server().live_calls(), 0);
 }
 
+TEST(LifecycleTest, ALameDuckServesOnWithReadinessOff) {
+  server::Options options = testing::LoopbackOptions();
+  options.lame_duck = absl::Seconds(1);
+  RunningServer server(options);
+  const std::string metrics = server.server().metrics_address();
+  std::thread drain([&] { server.server().Drain(); });
+  while (HttpGet(metrics, "/readyz").find("503") == std::string::npos) std::this_thread::yield();
+  const grpc::Status on_a_new_connection = Call(*server.Stub(), Good()).status;
+  EXPECT_TRUE(on_a_new_connection.ok()) << on_a_new_connection.error_message();
+  drain.join();
+  EXPECT_FALSE(Call(*server.Stub(), Good(), std::chrono::milliseconds(200)).status.ok()) << "it has drained";
+}
+
 TEST(LifecycleTest, DrainWithIdleConnectionsDoesNotWaitForThem) {
   server::Options options = testing::LoopbackOptions();
   options.drain_timeout = absl::Hours(1);  // a drain that waited would never end

@@ -51,12 +51,23 @@ def test_calls_in_flight_at_sigterm_are_all_answered(stubs, pb):
         calls = [stub.Expand.future(small(pb), TIMEOUT_S) for _ in range(50)]
         eventually(lambda: server.metrics().total("nsa_metadata_queue_requests") == 50, "50 calls are in flight")
         server.terminate()
-        server.wait_for_log("signal 15: draining")
+        server.wait_for_log("draining for up to 30s")
         assert not any(call.done() for call in calls), "they were still in flight"
         for call in calls:
             assert_right(call.result(), small(pb), "REPEAT")
         assert server.wait() == 0, server.log
         assert re.search(r"\bdrained\n", server.log)
+
+
+def test_a_drain_says_its_steps_in_order(stubs):
+    with Server("--lame_duck=500ms", "--drain_timeout=7s") as server:
+        server.terminate()
+        server.wait_for_log("not ready; serving on for 500ms")
+        assert_serves(server.address, stubs)
+        assert server.wait() == 0, server.log
+    steps = ["signal 15", "not ready; serving on for 500ms", "no new connections; draining for up to 7s", "drained"]
+    places = [server.log.find(step) for step in steps]
+    assert -1 not in places and places == sorted(places), server.log
 
 
 def test_sigint_drains_too():
