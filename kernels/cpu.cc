@@ -1,6 +1,8 @@
 // The CPU backend: every per-token output is, over one sequence, a constant or a ramp that rises by one, clamped below
 // by 0 and above by K: loops that the compiler turns into vector stores.
 
+#include "kernels/cpu.h"
+
 #include <algorithm>
 #include <string>
 #include <thread>
@@ -193,12 +195,7 @@ void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, con
 
 }  // namespace
 
-void ExpandOnCpu(const PackedBatch& batch) {
-  for (const PackedRequest& request : batch.requests()) {
-    ExpandCpu(request, batch.extend_seq_lens().data() + request.first_sequence,
-              batch.seq_lens().data() + request.first_sequence);
-  }
-}
+void ExpandOnCpu(const PackedBatch& batch) { ExpandEach(batch, &ExpandCpu); }
 
 std::unique_ptr<Backend> CreateCpuBackend() {
   return std::make_unique<HostBackend>(BackendKind::kCpu,

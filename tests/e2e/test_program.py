@@ -60,12 +60,12 @@ def test_calls_in_flight_at_sigterm_are_all_answered(stubs, pb):
 
 
 def test_a_drain_says_its_steps_in_order(stubs):
-    with Server("--lame_duck=500ms", "--drain_timeout=7s") as server:
+    with Server("--lame_duck=2s", "--drain_timeout=7s") as server:
         server.terminate()
-        server.wait_for_log("not ready; serving on for 500ms")
+        server.wait_for_log("not ready; serving on for 2s")
         assert_serves(server.address, stubs)
         assert server.wait() == 0, server.log
-    steps = ["signal 15", "not ready; serving on for 500ms", "no new connections; draining for up to 7s", "drained"]
+    steps = ["signal 15", "not ready; serving on for 2s", "no new connections; draining for up to 7s", "drained"]
     places = [server.log.find(step) for step in steps]
     assert -1 not in places and places == sorted(places), server.log
 
@@ -89,6 +89,9 @@ def test_sigint_drains_too():
         ("--max_rpc_duration=0", "--max_rpc_duration=0 must be from 1ms"),
         ("--batch_delay=-1s", "--batch_delay=-1s must be from 0"),
         ("--lanes=65", "--lanes=65 must be from 0 to 64"),
+        ("--cpu_below_tokens=-1", "--cpu_below_tokens=-1 must be from 0"),
+        ("--lame_duck=-1s", "--lame_duck=-1s must be from 0"),
+        ("--kernel=quantum", "--kernel=quantum must be adaptive, threshold, linear, binary, rows or tile"),
         ("--listen=nonsense", "--listen.*nonsense"),
         ("--listen=127.0.0.1:70000", "--listen.*127.0.0.1:70000"),
         ("--listen=0.0.0.0:0", "--listen=0.0.0.0:0 is not loopback.*--allow_plaintext"),

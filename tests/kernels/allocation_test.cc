@@ -30,6 +30,14 @@ void* Counted(size_t bytes) {
 #define NOT_INLINED __attribute__((noinline))
 NOT_INLINED void* operator new(size_t bytes) { return Counted(bytes); }
 NOT_INLINED void* operator new[](size_t bytes) { return Counted(bytes); }
+NOT_INLINED void* operator new(size_t bytes, std::align_val_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  const auto unit = static_cast<size_t>(alignment);
+  if (void* memory = std::aligned_alloc(unit, (bytes + unit - 1) / unit * unit)) return memory;
+  throw std::bad_alloc();
+}
+NOT_INLINED void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+NOT_INLINED void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
 NOT_INLINED void operator delete(void* memory) noexcept { std::free(memory); }
 NOT_INLINED void operator delete[](void* memory) noexcept { std::free(memory); }
 NOT_INLINED void operator delete(void* memory, size_t) noexcept { std::free(memory); }
@@ -86,6 +94,11 @@ TEST(AllocationCounterTest, Counts) {
   const int64_t before = allocations.load();
   const auto value = std::make_unique<std::string>(1'000, 'x');
   EXPECT_EQ(allocations.load() - before, 2) << value->size();
+  struct alignas(64) Aligned {
+    char bytes[64];
+  };
+  const auto aligned = std::make_unique<Aligned>();
+  EXPECT_EQ(allocations.load() - before, 3) << aligned->bytes[0];
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, AllocationTest, ::testing::ValuesIn(kSubjects),

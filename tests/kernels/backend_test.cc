@@ -108,13 +108,7 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfSequences) {
   for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
     for (size_t num_sequences : {1,   24,  26,  27,  44,  45,  57,  58,  98,  99,  109, 110,  157,
                                  158, 182, 183, 261, 262, 263, 402, 403, 669, 670, 671, 3'000}) {
-      TestRequest request{.spec = {.nsa_index_topk = 5, .mode = SequenceMode::kCausal, .outputs = outputs},
-                          .extend_seq_lens = {},
-                          .seq_lens = {}};
-      for (size_t b = 0; b < num_sequences; ++b) {
-        request.extend_seq_lens.push_back(static_cast<int32_t>(random() % 4));
-        request.seq_lens.push_back(static_cast<int32_t>(random() % 12));
-      }
+      const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ASSERT_EQ(expander_->Alone(request), testing::ReferenceArrays(request)) << num_sequences << " sequences";
     }
   }

@@ -21,6 +21,7 @@ class PuppetLane final : public kernels::Lane {
     int started = 0;
     int allowed = 0;
     absl::Status result;
+    kernels::Kernel kernel = kernels::Kernel::kCpu;
     std::vector<size_t> batch_sizes;
 
     void Allow(int batches) {
@@ -43,7 +44,7 @@ class PuppetLane final : public kernels::Lane {
     strings_.changed.SignalAll();
     while (strings_.allowed < number) strings_.changed.Wait(strings_.mutex);
     if (!strings_.result.ok()) return strings_.result;
-    return kernels::Kernel::kCpu;
+    return strings_.kernel;
   }
 
  private:
@@ -54,10 +55,10 @@ class PuppetLane final : public kernels::Lane {
 
 class BatcherTest : public ::testing::Test {
  protected:
-  void MakeBatcher(Batcher::Options options, int lanes = 1) {
+  void MakeBatcher(Batcher::Options options, int lanes = 1, kernels::BackendKind backend = kernels::BackendKind::kCpu) {
     std::vector<std::unique_ptr<kernels::Lane>> made;
     for (int i = 0; i < lanes; ++i) made.push_back(std::make_unique<PuppetLane>(strings_));
-    batcher_ = std::make_unique<Batcher>(options, kernels::BackendKind::kCpu, std::move(made), *pool_, metrics_);
+    batcher_ = std::make_unique<Batcher>(options, backend, std::move(made), *pool_, metrics_);
   }
   std::optional<Refusal> Submit(RecordingResponder& responder, TimePoint deadline = TimePoint::max()) {
     std::unique_ptr<Task> task = MakeTask(responder, *pool_);
@@ -83,6 +84,22 @@ TEST_F(BatcherTest, RunsOnTheSubmittersThreadWhenALaneIsFree) {
   EXPECT_FALSE(Submit(responder));
   EXPECT_EQ(responder.answers(), 1) << "the answer was to be there when Submit returned";
   EXPECT_TRUE(responder.reply().has_value());
+}
+
+TEST_F(BatcherTest, TimingSaysWhereADevicesBatchWasComputed) {
+  MakeBatcher(kOptions, /*lanes=*/1, kernels::BackendKind::kCuda);
+  for (const auto& [kernel, backend] :
+       {std::pair(kernels::Kernel::kRows, v1::BACKEND_CUDA), {kernels::Kernel::kCpu, v1::BACKEND_CPU}}) {
+    strings_.kernel = kernel;
+    strings_.Allow(1);
+    RecordingResponder responder;
+    std::unique_ptr<Task> task = MakeTask(responder, *pool_);
+    task->expansion.include_timing = true;
+    EXPECT_FALSE(batcher_->Submit(&task));
+    v1::ExpandResponse reply;
+    ASSERT_FALSE(Decode(responder.reply().value(), &reply));
+    EXPECT_EQ(reply.timing().backend(), backend) << kernels::KernelName(kernel);
+  }
 }
 
 TEST_F(BatcherTest, LeavesALargeBatchToAWorker) {

@@ -42,6 +42,17 @@ TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences) {
   return request;
 }
 
+TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernels::OutputSet outputs) {
+  TestRequest request{.spec = {.nsa_index_topk = 5, .mode = kernels::SequenceMode::kCausal, .outputs = outputs},
+                      .extend_seq_lens = {},
+                      .seq_lens = {}};
+  for (size_t b = 0; b < num_sequences; ++b) {
+    request.extend_seq_lens.push_back(static_cast<int32_t>(random() % 4));
+    request.seq_lens.push_back(static_cast<int32_t>(random() % 12));
+  }
+  return request;
+}
+
 Expander::Expander(kernels::Backend& backend)
     : lane_(*backend.CreateLane({.max_sequences = 70'000, .max_requests = 1'000})),
       memory_(*backend.AllocateOutput(size_t{256} << 20)) {}

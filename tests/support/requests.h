@@ -27,6 +27,9 @@ using Arrays = std::array<std::vector<int32_t>, kernels::kNumOutputs>;
 // outputs, zero lengths, sequences shorter than their extension, and now and then sums next to int32's end.
 TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences = 64);
 
+// A valid causal request of so many sequences of 0 to 3 tokens and lengths of 0 to 11.
+TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernels::OutputSet outputs);
+
 // A value that no test's answer holds.
 inline constexpr int32_t kMarker = -0x5a5a5a5b;
 

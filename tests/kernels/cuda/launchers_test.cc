@@ -178,13 +178,7 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnManySequences) {
   std::mt19937_64 random(13);
   for (size_t num_sequences : {31, 32, 33, 1'023, 1'024, 1'025, 3'000, 70'000}) {
     for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
-      TestRequest request{.spec = {.nsa_index_topk = 5, .mode = SequenceMode::kCausal, .outputs = outputs},
-                          .extend_seq_lens = {},
-                          .seq_lens = {}};
-      for (size_t b = 0; b < num_sequences; ++b) {
-        request.extend_seq_lens.push_back(static_cast<int32_t>(random() % 4));
-        request.seq_lens.push_back(static_cast<int32_t>(random() % 12));
-      }
+      const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ExpectEqualToReference(request, std::to_string(num_sequences) + " sequences");
     }
   }
