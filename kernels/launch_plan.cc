@@ -8,9 +8,9 @@ namespace nsa::metadata::kernels {
 namespace {
 
 // What was quickest on an NVIDIA H100 80GB (tests/gpu/bench.sh prints these anew), to the host smoothed by hand where
-// rows and binary were within noise of each other. A line for 1, 4, 16, ... 65,536 sequences, a
-// letter for 1, 4, 16, ... 16,384 tokens a sequence: b(inary), r(ows), t(ile). Linear search never was by more than
-// noise.
+// rows and binary were within noise of each other. A line for 1, 4, 16, ... 65,536 sequences, a letter for 1, 4, 16,
+// ... 16,384 tokens a sequence: b(inary), r(ows), t(ile). A shape takes the nearest entry. Linear search never was the
+// quickest by more than noise.
 using Table = std::array<std::string_view, 9>;
 
 constexpr Table kToDeviceFirstTwo = {
@@ -26,10 +26,15 @@ constexpr Table kToHostAll = {
     "bbbbbbbb", "rrbbbbbb", "rrrbbbbb", "rrrrbbbb", "rrbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 
-// The nearest of 1, 4, 16, ...
-size_t Step(double value, size_t steps) {
-  const double step = std::log2(std::max(value, 1.0)) / 2;
-  return std::min(static_cast<size_t>(std::lround(step)), steps - 1);
+// Between two entries, tiles are the quickest from about this many tokens on.
+constexpr int64_t kFewestTileTokens = 300'000;
+
+// Which of 1, 4, 16, ... a value is, a fraction where it lies between two.
+double Place(double value) { return std::log2(std::max(value, 1.0)) / 2; }
+
+char At(const Table& table, long line, long letter) {
+  const std::string_view letters = table[std::min(static_cast<size_t>(line), table.size() - 1)];
+  return letters[std::min(static_cast<size_t>(letter), letters.size() - 1)];
 }
 
 Kernel Quickest(const BatchShape& shape) {
@@ -38,8 +43,13 @@ Kernel Quickest(const BatchShape& shape) {
                                          : kToDeviceAll;
   const double mean =
       static_cast<double>(shape.total_tokens) / static_cast<double>(std::max<int64_t>(shape.num_sequences, 1));
-  const std::string_view line = table[Step(static_cast<double>(shape.num_sequences), table.size())];
-  switch (line[Step(mean, line.size())]) {
+  const double line = Place(static_cast<double>(shape.num_sequences));
+  const double letter = Place(mean);
+  char quickest = At(table, std::lround(line), std::lround(letter));
+  if (quickest == 't' && shape.total_tokens < kFewestTileTokens) {
+    quickest = At(table, static_cast<long>(line), static_cast<long>(letter));
+  }
+  switch (quickest) {
     case 'r':
       return Kernel::kRows;
     case 't':

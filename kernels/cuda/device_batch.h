@@ -25,6 +25,7 @@ inline constexpr int32_t kTokensAThread = 4;
 struct DeviceRequest {
   int32_t first_sequence = 0;
   int32_t first_token = 0;
+  int32_t end_token = 0;
   int32_t nsa_index_topk = 0;
   SequenceMode mode = SequenceMode::kRepeat;
   // Memory that the device can write, null where an output is not asked.
@@ -46,35 +47,38 @@ struct BatchSize {
   bool first_two = false;
 };
 
-// The arrays of a batch that are as the caller gave them.
+// The number of a request in its batch.
+using RequestIndex = uint16_t;
+inline constexpr int64_t kMostRequests = int64_t{UINT16_MAX} + 1;
+
+// The arrays of a batch that a kernel reads besides where tokens begin.
 struct BatchArrays {
   const DeviceRequest* requests = nullptr;  // [num_requests]
   // [num_sequences], the request each sequence belongs to. Null where there is only one.
-  const int32_t* request_of = nullptr;
-  const int32_t* extend_seq_lens = nullptr;  // [num_sequences]
-  const int32_t* seq_lens = nullptr;         // [num_sequences]
+  const RequestIndex* request_of = nullptr;
+  const int32_t* seq_lens = nullptr;  // [num_sequences]
 };
 
 // All of a batch one after another in one piece of memory, which the host writes and the kernels read: offsets in bytes
-// from its begin, which is 8-byte aligned.
+// from its begin, which is 8-byte aligned. As few bytes as will do, since a launch takes 1 us longer for each 1,024
+// (H100): extend_seq_lens is what lies between one first token and the next, or the request's end.
 struct BatchLayout {
   NSA_HOST_DEVICE constexpr explicit BatchLayout(const BatchSize& size) {
     const size_t n = static_cast<size_t>(size.num_sequences);
     requests = Take(static_cast<size_t>(size.num_requests) * sizeof(DeviceRequest));
     sums_before = Take(size.first_two ? 0 : n * sizeof(SumsBefore));
-    request_of = Take(size.num_requests == 1 ? 0 : n * sizeof(int32_t));
-    first_tokens = Take(n * sizeof(int32_t));
-    extend_seq_lens = Take(n * sizeof(int32_t));
+    request_of = Take(size.num_requests == 1 ? 0 : n * sizeof(RequestIndex));
+    first_tokens = Take((n + 1) * sizeof(int32_t));
     seq_lens = Take(n * sizeof(int32_t));
   }
 
-  size_t requests = 0;      // DeviceRequest [num_requests]
-  size_t sums_before = 0;   // SumsBefore [num_sequences], none for first_two
-  size_t request_of = 0;    // int32_t [num_sequences], none for one request
-  size_t first_tokens = 0;  // int32_t [num_sequences], the number of each sequence's first token, rising
-  size_t extend_seq_lens = 0;
-  size_t seq_lens = 0;
-  size_t bytes = 0;  // all of them
+  size_t requests = 0;     // DeviceRequest [num_requests]
+  size_t sums_before = 0;  // SumsBefore [num_sequences], none for first_two
+  size_t request_of = 0;   // RequestIndex [num_sequences], none for one request
+  size_t first_tokens =
+      0;                // int32_t [num_sequences + 1], the number of each sequence's first token, rising; num_tokens
+  size_t seq_lens = 0;  // int32_t [num_sequences]
+  size_t bytes = 0;     // all of them
 
  private:
   NSA_HOST_DEVICE constexpr size_t Take(size_t count) {

@@ -57,7 +57,7 @@ __device__ __forceinline__ Sums ScanBlock(const DeviceLengths& lengths, int32_t 
 }
 
 __device__ __forceinline__ BatchArrays ArraysOf(const DeviceLengths& lengths) {
-  return {.requests = &lengths.request, .extend_seq_lens = lengths.extend_seq_lens, .seq_lens = lengths.seq_lens};
+  return {.requests = &lengths.request, .seq_lens = lengths.seq_lens};
 }
 
 // The sum, by `add`, of what the lanes before this one have.
@@ -106,8 +106,10 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Few& source) {
   }
   __syncwarp();
   return {.size = lengths.size,
-          .arrays = {.requests = &lengths.request, .extend_seq_lens = all_q[warp], .seq_lens = all_s[warp]},
-          .before = {.first_tokens = first_tokens[warp], .sums_before = kFirstTwo ? nullptr : sums_before[warp]}};
+          .arrays = {.requests = &lengths.request, .seq_lens = all_s[warp]},
+          .before = {.first_tokens = first_tokens[warp],
+                     .sums_before = kFirstTwo ? nullptr : sums_before[warp],
+                     .extend_seq_lens = all_q[warp]}};
 }
 
 struct Fused {
@@ -124,7 +126,9 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Fused& source) {
   __syncthreads();
   return {.size = source.lengths.size,
           .arrays = ArraysOf(source.lengths),
-          .before = {.first_tokens = first_tokens, .sums_before = kFirstTwo ? nullptr : sums_before}};
+          .before = {.first_tokens = first_tokens,
+                     .sums_before = kFirstTwo ? nullptr : sums_before,
+                     .extend_seq_lens = source.lengths.extend_seq_lens}};
 }
 
 // Lengths in chunks of 2^shift sequences, a multiple of kBlockSequences, at most kMostChunks.
@@ -142,11 +146,15 @@ template <bool kFirstTwo>
 struct ChunkedSums {
   const int32_t* first_tokens;
   const SumsBefore* sums_before;
+  const int32_t* extend_seq_lens;
   const Sums* chunks;  // before each
   int32_t shift;
 
   __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const {
     return FirstToken(chunks[b >> shift].tokens + first_tokens[b]);
+  }
+  __device__ __forceinline__ int32_t TokensOf(int32_t b, const DeviceRequest&) const {
+    return LengthAt(extend_seq_lens, b);
   }
   __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
     if constexpr (kFirstTwo) return {};
@@ -202,6 +210,7 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
           .arrays = ArraysOf(source.lengths),
           .before = {.first_tokens = source.first_tokens,
                      .sums_before = source.sums_before,
+                     .extend_seq_lens = source.lengths.extend_seq_lens,
                      .chunks = chunks,
                      .shift = source.shift}};
 }

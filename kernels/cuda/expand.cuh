@@ -49,15 +49,19 @@ __device__ __forceinline__ int32_t FirstToken(int64_t tokens) { return static_ca
 struct FlatSums {
   const int32_t* first_tokens;
   const SumsBefore* sums_before;  // null where no output needs them
+  const int32_t* extend_seq_lens;
 
   __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return first_tokens[b]; }
+  __device__ __forceinline__ int32_t TokensOf(int32_t b, const DeviceRequest&) const {
+    return LengthAt(extend_seq_lens, b);
+  }
   __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
     return sums_before == nullptr ? SumsBefore{} : sums_before[b];
   }
 };
 
 // A batch in a kernel's hands. `Before` is FlatSums or has its functions: one type for sums in shared and in global
-// memory made nvcc 13.0 read the latter as the former.
+// memory made nvcc 13.0 read the latter as the former. TokensOf is a sequence's extend_seq_len.
 template <typename Before>
 struct Batch {
   BatchSize size;
@@ -75,11 +79,11 @@ struct Row {
   template <typename Before>
   __device__ __forceinline__ Row(const Batch<Before>& batch, int32_t sequence)
       : b(sequence),
+        request(&batch.RequestOf(b)),
         first_token(batch.FirstTokenOf(b)),
-        q(LengthAt(batch.arrays.extend_seq_lens, b)),
+        q(batch.before.TokensOf(b, *request)),
         s(LengthAt(batch.arrays.seq_lens, b)),
-        before(batch.before.SumsBeforeOf(b)),
-        request(&batch.RequestOf(b)) {}
+        before(batch.before.SumsBeforeOf(b)) {}
 
   __device__ __forceinline__ int32_t Position(int32_t i) const { return s - q + i; }
   // seqlens_expanded of token i.
@@ -92,11 +96,11 @@ struct Row {
   }
 
   int32_t b;
+  const DeviceRequest* request;
   int32_t first_token;
   int32_t q;
   int32_t s;
   SumsBefore before;
-  const DeviceRequest* request;
 };
 
 __device__ __forceinline__ int32_t* OutputOf(const DeviceRequest& request, Output output) {

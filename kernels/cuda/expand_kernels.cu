@@ -32,15 +32,28 @@ __device__ __forceinline__ const T* At(const unsigned char* base, size_t offset)
   return reinterpret_cast<const T*>(base + offset);
 }
 
+// FlatSums' functions, over what the host has laid out.
+struct LaidOutSums {
+  const int32_t* first_tokens;    // [num_sequences + 1]
+  const SumsBefore* sums_before;  // null where no output needs them
+
+  __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return first_tokens[b]; }
+  __device__ __forceinline__ int32_t TokensOf(int32_t b, const DeviceRequest& request) const {
+    return min(first_tokens[b + 1], request.end_token) - first_tokens[b];
+  }
+  __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
+    return sums_before == nullptr ? SumsBefore{} : sums_before[b];
+  }
+};
+
 template <bool kFirstTwo, typename Source>
-__device__ __forceinline__ Batch<FlatSums> BatchOf(const Source& source) {
+__device__ __forceinline__ Batch<LaidOutSums> BatchOf(const Source& source) {
   const BatchLayout layout(source.size);
   const unsigned char* base = source.base();
   const bool one_request = source.size.num_requests == 1;
   return {.size = source.size,
           .arrays = {.requests = At<DeviceRequest>(base, layout.requests),
-                     .request_of = one_request ? nullptr : At<int32_t>(base, layout.request_of),
-                     .extend_seq_lens = At<int32_t>(base, layout.extend_seq_lens),
+                     .request_of = one_request ? nullptr : At<RequestIndex>(base, layout.request_of),
                      .seq_lens = At<int32_t>(base, layout.seq_lens)},
           .before = {.first_tokens = At<int32_t>(base, layout.first_tokens),
                      .sums_before = kFirstTwo ? nullptr : At<SumsBefore>(base, layout.sums_before)}};

@@ -17,6 +17,7 @@ DeviceRequest Translate(const PackedRequest& request, int64_t first_token) {
   DeviceRequest translated;
   translated.first_sequence = static_cast<int32_t>(request.first_sequence);
   translated.first_token = static_cast<int32_t>(first_token);
+  translated.end_token = static_cast<int32_t>(first_token + request.total_tokens);
   translated.nsa_index_topk = request.spec.nsa_index_topk;
   translated.mode = request.spec.mode;
   std::copy(request.out.begin(), request.out.end(), translated.out);
@@ -38,6 +39,10 @@ absl::StatusOr<BatchSize> SizeOf(const PackedBatch& batch) {
   if (num_tokens > INT32_MAX) {
     return absl::InvalidArgumentError(absl::StrCat("a batch of ", num_tokens, " tokens is more than ", INT32_MAX));
   }
+  if (batch.requests().size() > static_cast<size_t>(kMostRequests)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a batch of ", batch.requests().size(), " requests is more than ", kMostRequests));
+  }
   size.num_tokens = static_cast<int32_t>(num_tokens);
   return size;
 }
@@ -46,11 +51,10 @@ void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base
   const BatchLayout layout(size);
   auto* requests = reinterpret_cast<DeviceRequest*>(base + layout.requests);
   auto* sums_before = reinterpret_cast<SumsBefore*>(base + layout.sums_before);
-  auto* request_of = reinterpret_cast<int32_t*>(base + layout.request_of);
+  auto* request_of = reinterpret_cast<RequestIndex*>(base + layout.request_of);
   auto* first_tokens = reinterpret_cast<int32_t*>(base + layout.first_tokens);
   const std::span<const int32_t> q = batch.extend_seq_lens();
   const std::span<const int32_t> s = batch.seq_lens();
-  std::copy(q.begin(), q.end(), reinterpret_cast<int32_t*>(base + layout.extend_seq_lens));
   std::copy(s.begin(), s.end(), reinterpret_cast<int32_t*>(base + layout.seq_lens));
   int32_t token = 0;
   for (int32_t r = 0; r < size.num_requests; ++r) {
@@ -63,7 +67,7 @@ void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base
       first_tokens[b] = token;
       token += q[b];
     }
-    if (size.num_requests != 1) std::fill(request_of + begin, request_of + end, r);
+    if (size.num_requests != 1) std::fill(request_of + begin, request_of + end, static_cast<RequestIndex>(r));
     if (size.first_two) continue;
     const bool needs_nsa = request.spec.outputs.Has(Output::kNsaCuSeqlensK);
     SumsBefore before;
@@ -73,6 +77,7 @@ void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base
       if (needs_nsa) before.nsa += static_cast<uint32_t>(NsaTokens(request.spec, q[b], s[b]));
     }
   }
+  first_tokens[size.num_sequences] = size.num_tokens;
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -7,7 +7,8 @@
 
 namespace nsa::metadata::kernels::cuda {
 
-// INVALID_ARGUMENT when its tokens, and the numbers left out between requests, pass int32.
+// INVALID_ARGUMENT when its tokens, and the numbers left out between requests, pass int32, or there are more requests
+// than kMostRequests.
 absl::StatusOr<BatchSize> SizeOf(const PackedBatch& batch);
 
 // Writes BatchLayout(size).bytes bytes from `base` on, which is 8-byte aligned; `size` is SizeOf(batch).

@@ -47,6 +47,13 @@ TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
   }
 }
 
+TEST(LaunchPlanTest, AdaptiveTakesTilesOnlyForManyTokens) {
+  // Halfway between two entries, of which the greater has tiles.
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 128, .total_tokens = 70'000, .first_two = true}), Kernel::kBinary);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 262'296, .first_two = true}), Kernel::kRows);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 1'045'702, .first_two = true}), Kernel::kTile);
+}
+
 TEST(LaunchPlanTest, AdaptiveTakesShapesPastItsTableAsTheNearestInIt) {
   EXPECT_EQ(Choose(KernelChoice::kAdaptive, 0, 0), Choose(KernelChoice::kAdaptive, 1, 1));
   EXPECT_EQ(Choose(KernelChoice::kAdaptive, 1, INT32_MAX), Choose(KernelChoice::kAdaptive, 1, 16'384));

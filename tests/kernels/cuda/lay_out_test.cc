@@ -24,8 +24,9 @@ class LayOutTest : public ::testing::Test {
   const T* At(size_t offset) const {
     return reinterpret_cast<const T*>(reinterpret_cast<const unsigned char*>(memory_.data()) + offset);
   }
-  std::vector<int32_t> Ints(size_t offset) const {
-    return {At<int32_t>(offset), At<int32_t>(offset) + size_.num_sequences};
+  template <typename T>
+  std::vector<int32_t> Numbers(size_t offset, int64_t count) const {
+    return {At<T>(offset), At<T>(offset) + count};
   }
 
   std::vector<int32_t> q_ = std::vector<int32_t>(100);
@@ -44,19 +45,21 @@ TEST_F(LayOutTest, RequestsBeginAtTokensThatFourMayBeWrittenFrom) {
   Add(kTwo, {4, 0, 1}, {8, 9, 10});
   LayOutAll();
   const BatchLayout layout(size_);
-  EXPECT_EQ(Ints(layout.first_tokens), (std::vector<int32_t>{0, 3, 8, 12, 16, 16}));
-  EXPECT_EQ(Ints(layout.request_of), (std::vector<int32_t>{0, 0, 1, 3, 3, 3}));
-  EXPECT_EQ(Ints(layout.extend_seq_lens), (std::vector<int32_t>{3, 2, 1, 4, 0, 1}));
+  EXPECT_EQ(Numbers<int32_t>(layout.first_tokens, 7), (std::vector<int32_t>{0, 3, 8, 12, 16, 16, 17}));
+  EXPECT_EQ(Numbers<RequestIndex>(layout.request_of, 6), (std::vector<int32_t>{0, 0, 1, 3, 3, 3}));
+  EXPECT_EQ(Numbers<int32_t>(layout.seq_lens, 6), (std::vector<int32_t>{10, 4, 7, 8, 9, 10}));
+  EXPECT_EQ(At<DeviceRequest>(layout.requests)[0].end_token, 5);
+  EXPECT_EQ(At<DeviceRequest>(layout.requests)[2].end_token, 12);
   EXPECT_EQ(At<DeviceRequest>(layout.requests)[3].first_token, 12);
   EXPECT_EQ(At<DeviceRequest>(layout.requests)[3].first_sequence, 3);
   EXPECT_EQ(size_.num_tokens, 17);
 }
 
 TEST_F(LayOutTest, OneRequestOfTwoOutputsTakesNoMoreThanItsLengths) {
-  Add(kTwo, {3, 2, 1, 1}, {10, 4, 5, 6});
+  Add(kTwo, {3, 2, 1, 1, 1}, {10, 4, 5, 6, 7});
   LayOutAll();
   EXPECT_TRUE(size_.first_two);
-  EXPECT_EQ(BatchLayout(size_).bytes, sizeof(DeviceRequest) + 3 * 4 * sizeof(int32_t));
+  EXPECT_EQ(BatchLayout(size_).bytes, sizeof(DeviceRequest) + (6 + 6) * sizeof(int32_t));
 }
 
 TEST_F(LayOutTest, SumsBeginAnewWithEachRequest) {
