@@ -58,7 +58,9 @@ class Lane {
   virtual PackedBatch& batch() = 0;
 
   // Computes every asked output of every request in batch(), and nothing else. Blocks until they are written. Returns
-  // what computed them. On an error outputs are undefined.
+  // what computed them. An error is the end of the backend, all its lanes and its memory for outputs included: outputs
+  // are undefined, and a device may still write to them at any time. batch() stays as it was. RESOURCE_EXHAUSTED when
+  // memory was lacking, DEADLINE_EXCEEDED when the device was not done in time, UNAVAILABLE for every other failure.
   virtual absl::StatusOr<Kernel> Expand() = 0;
 };
 

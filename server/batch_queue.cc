@@ -14,6 +14,7 @@ void BatchQueue::Push(std::unique_ptr<Task> task) {
   sequences_ += Sequences(*task);
   tokens_ += task->expansion.total_tokens;
   first_deadline_ = std::min(first_deadline_, task->deadline);
+  ++requests_of_[task->account];
   tasks_.push_back(std::move(task));
 }
 
@@ -55,6 +56,7 @@ Batch BatchQueue::Take(TimePoint now) {
     std::unique_ptr<Task>& next = tasks_.front();
     const int64_t sequences = Sequences(*next);
     const int64_t tokens = next->expansion.total_tokens;
+    const Account account = next->account;
     // The deadline first: gRPC cancels a call whose deadline has passed.
     if (next->deadline <= now) {
       batch.expired.push_back(std::move(next));
@@ -72,6 +74,7 @@ Batch BatchQueue::Take(TimePoint now) {
     tasks_.pop_front();
     sequences_ -= sequences;
     tokens_ -= tokens;
+    --requests_of_[account];
   }
   if (policy_.delay == Clock::duration::zero()) return batch;  // nothing waits for its deadline
   first_deadline_ = TimePoint::max();

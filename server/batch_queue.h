@@ -52,6 +52,7 @@ class BatchQueue {
   size_t size() const { return tasks_.size(); }
   // Of all that wait.
   int64_t total_tokens() const { return tokens_; }
+  int64_t requests_of(Account account) const { return requests_of_[account]; }
 
   // When the next batch may be taken: at once when one is full, else when its first request has waited for the delay,
   // or earlier, so that every request in it is answered within its deadline. TimePoint::max() when nothing waits.
@@ -80,6 +81,7 @@ class BatchQueue {
   TimePoint first_deadline_ = TimePoint::max();  // of all that wait
   int64_t sequences_ = 0;                        // of all that wait
   int64_t tokens_ = 0;
+  std::vector<int32_t> requests_of_ = std::vector<int32_t>(kNumAccounts);
 };
 
 }  // namespace nsa::metadata::server

@@ -5,17 +5,19 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "kernels/cpu.h"
 
 namespace nsa::metadata::server {
 
-Batcher::Batcher(const Options& options, kernels::BackendKind backend,
-                 std::vector<std::unique_ptr<kernels::Lane>> lanes, OutputPool& pool, Metrics& metrics)
-    : options_(options),
+Batcher::Batcher(Options options, kernels::BackendKind backend, std::vector<std::unique_ptr<kernels::Lane>> lanes,
+                 OutputPool& pool, Metrics& metrics)
+    : options_(std::move(options)),
       backend_(backend),
       lanes_(std::move(lanes)),
       pool_(pool),
       metrics_(metrics),
-      queue_(options.policy) {
+      queue_(options_.policy),
+      small_batch_lanes_(options_.small_batch_lanes) {
   for (const auto& lane : lanes_) free_lanes_.push_back(lane.get());
   for (size_t i = 0; i < lanes_.size(); ++i) workers_.emplace_back([this] { Work(); });
 }
@@ -31,16 +33,17 @@ Batcher::~Batcher() {
 
 std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   MutexLock lock(&mutex_);
-  if (queue_.size() >= options_.max_queue_requests) {
-    const int64_t limit = static_cast<int64_t>(options_.max_queue_requests);
-    return Later(v1::REFUSAL_REASON_QUEUE_FULL,
-                 absl::StrCat("the queue holds ", limit, " requests, max_queue_requests"), limit, limit,
-                 std::chrono::milliseconds(50));
-  }
+  if (std::optional<Refusal> refusal = CheckRoom((*task)->account)) return refusal;
   const TimePoint now = Clock::now();
   (*task)->times.admitted = now;
+  metrics_.Admitted();
   queue_.Push(std::move(*task));
-  if (!HasLane()) return std::nullopt;  // a thread that is busy now takes it when it is done
+  if (options_.failpoints != nullptr) {
+    mutex_.Unlock();
+    Reached(Step::kEnqueued);
+    mutex_.Lock();
+  }
+  if (!HasLane() || queue_.size() == 0) return std::nullopt;  // a thread that is busy now takes it when it is done
   if (!Ready(now) || queue_.total_tokens() > options_.max_inline_tokens) {
     changed_.Signal();  // a worker keeps the delay, or does the work
     return std::nullopt;
@@ -51,10 +54,27 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   return std::nullopt;
 }
 
+std::optional<Refusal> Batcher::CheckRoom(Account account) const {
+  constexpr std::chrono::milliseconds kRetryAfter(50);
+  const auto limit = static_cast<int64_t>(options_.max_queue_requests);
+  const auto waiting = static_cast<int64_t>(queue_.size());
+  if (waiting >= limit) {
+    return Later(v1::REFUSAL_REASON_QUEUE_FULL,
+                 absl::StrCat("the queue holds ", limit, " requests, max_queue_requests"), waiting, limit, kRetryAfter);
+  }
+  const int64_t share = ShareOf(options_.caller_share, limit);
+  const int64_t own = queue_.requests_of(account);
+  if (account == kNoAccount || 2 * waiting <= limit || own < share) return std::nullopt;
+  return Later(v1::REFUSAL_REASON_CALLER_SHARE,
+               absl::StrCat("the queue is more than half full and holds ", own,
+                            " requests of this caller, whose share of max_queue_requests is ", share),
+               own, share, kRetryAfter);
+}
+
 bool Batcher::HasLane() const { return !free_lanes_.empty() && MayStart(); }
 
 bool Batcher::MayStart() const {
-  return small_batches_ < options_.small_batch_lanes || queue_.total_tokens() >= options_.small_batch_tokens;
+  return small_batches_ < small_batch_lanes_ || queue_.total_tokens() >= options_.small_batch_tokens;
 }
 
 size_t Batcher::queue_requests() const {
@@ -103,41 +123,75 @@ void Batcher::Work() {
 }
 
 void Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
+  Reached(Step::kBatchClosed);
   for (const auto& task : batch.expired) {
-    metrics_.Expired();
+    metrics_.Expired(Stage::kQueue);
     task->Refuse(DeadlinePassed());
   }
   for (const auto& task : batch.cancelled) {
-    metrics_.CancelledBeforeLaunch();
+    metrics_.Cancelled(Stage::kQueue);
     task->Refuse(Cancelled());
   }
   if (!batch.tasks.empty()) Launch(lane, batch, launched);
 }
 
-void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
+void Batcher::Pack(kernels::Lane& lane, const Batch& batch) {
   kernels::PackedBatch& packed = lane.batch();
   packed.Clear();
   for (const auto& task : batch.tasks) {
-    task->times.launched = launched;
+    if (!task->permit) continue;
     const Expansion& e = task->expansion;
     // It fits: the queue's policy is the lanes' limits.
     packed.Add(e.spec, e.extend_seq_lens, e.seq_lens, e.total_tokens, e.layout.Pointers(task->permit.data()));
   }
+}
+
+kernels::Kernel Batcher::Compute(kernels::Lane& lane, Batch& batch) {
+  if (!device_lost()) {
+    const absl::StatusOr<kernels::Kernel> kernel = lane.Expand();
+    if (kernel.ok()) return *kernel;
+    LoseDevice(kernel.status());
+    // The device may still write to those they had.
+    for (const auto& task : batch.tasks) pool_.Renew(task->permit);
+    Pack(lane, batch);
+  }
+  kernels::ExpandOnCpu(lane.batch());
+  return kernels::Kernel::kCpu;
+}
+
+void Batcher::LoseDevice(const absl::Status& why) {
+  metrics_.BackendFault(backend_, why);
+  pool_.LeaveMemory();
+  if (device_lost_.exchange(true)) return;
+  {
+    MutexLock lock(&mutex_);
+    small_batch_lanes_ = SIZE_MAX;
+    changed_.SignalAll();
+  }
+  if (options_.device_lost) options_.device_lost(why);
+}
+
+void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
+  for (const auto& task : batch.tasks) task->times.launched = launched;
+  Pack(lane, batch);
+  Reached(Step::kUploaded);
   const TimePoint sent = Clock::now();
-  const absl::StatusOr<kernels::Kernel> kernel = lane.Expand();
+  const kernels::Kernel kernel = Compute(lane, batch);
   const TimePoint done = Clock::now();
+  Reached(Step::kKernelDone);
   metrics_.BatchDone({.requests = batch.tasks.size(),
                       .sequences = static_cast<size_t>(batch.num_sequences),
                       .tokens = static_cast<size_t>(batch.total_tokens),
                       .closed = batch.closed,
-                      .kernel = kernel.ok() ? std::optional(*kernel) : std::nullopt,
+                      .kernel = kernel,
                       .pack_ns = Nanoseconds(launched, sent),
                       .device_ns = Nanoseconds(sent, done)});
   for (const auto& task : batch.tasks) {
-    if (kernel.ok()) {
-      Answer(*task, batch, *kernel, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
+    if (task->permit) {
+      Answer(*task, batch, kernel, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
     } else {
-      task->Refuse(InternalFault("the backend failed"));
+      task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL, "the device failed and output_budget_bytes had no room left",
+                         0, 0, std::chrono::milliseconds(50)));
     }
   }
 }
@@ -170,6 +224,7 @@ void Batcher::Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uin
                      .admit_ns = Nanoseconds(times.parsed, times.admitted),
                      .queue_ns = queue_ns,
                      .frame_ns = Nanoseconds(done, Clock::now())});
+  Reached(Step::kReplying);
   task.Reply(std::move(reply));
 }
 

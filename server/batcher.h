@@ -1,16 +1,21 @@
 // Brings admitted requests to the lanes, many in one launch when they are busy.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
 #include "kernels/backend.h"
+#include "server/account.h"
 #include "server/batch_queue.h"
+#include "server/failpoints.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/output_pool.h"
@@ -34,10 +39,15 @@ class Batcher {
     // such batch wait to share one: a device takes as long for a tenth of it.
     size_t small_batch_lanes = SIZE_MAX;
     int64_t small_batch_tokens = 65'536;
+    // The part of the queue that one account may have while more than half of it is in use.
+    double caller_share = 1;
+    // Called once, with the reason, when a lane has failed: by a thread that answers calls and must not wait.
+    std::function<void(const absl::Status& why)> device_lost;
+    Failpoints* failpoints = nullptr;
   };
 
   // `lanes` hold batches of up to policy.max_sequences sequences; at least one.
-  Batcher(const Options& options, kernels::BackendKind backend, std::vector<std::unique_ptr<kernels::Lane>> lanes,
+  Batcher(Options options, kernels::BackendKind backend, std::vector<std::unique_ptr<kernels::Lane>> lanes,
           OutputPool& pool, Metrics& metrics);
   // Answers everything that was submitted, then returns.
   ~Batcher();
@@ -46,6 +56,10 @@ class Batcher {
   std::optional<Refusal> Submit(std::unique_ptr<Task>* task);
 
   size_t queue_requests() const;
+
+  // Whether a lane has failed: what it had at hand, and all from then on, is computed by the CPU, in the pool's spare
+  // memory.
+  bool device_lost() const { return device_lost_.load(std::memory_order_relaxed); }
 
  private:
   // A thread other than a worker runs this many batches in a row at most.
@@ -57,6 +71,15 @@ class Batcher {
   void Work();
   void Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
+  static void Pack(kernels::Lane& lane, const Batch& batch);
+  // On the lane or, when that fails or one has failed before, on the CPU.
+  kernels::Kernel Compute(kernels::Lane& lane, Batch& batch);
+  void LoseDevice(const absl::Status& why) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Reached(Step step) const {
+    if (options_.failpoints != nullptr) options_.failpoints->Reached(step);
+  }
+  // Why the queue takes no more, or no more of `account`'s.
+  std::optional<Refusal> CheckRoom(Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
               TimePoint done);
   // Whether what waits may be another batch under way.
@@ -76,7 +99,9 @@ class Batcher {
   BatchQueue queue_ ABSL_GUARDED_BY(mutex_);
   std::vector<kernels::Lane*> free_lanes_ ABSL_GUARDED_BY(mutex_);
   size_t small_batches_ ABSL_GUARDED_BY(mutex_) = 0;  // being run
+  size_t small_batch_lanes_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<bool> device_lost_{false};
   std::vector<std::thread> workers_;
 };
 

@@ -37,12 +37,16 @@ v1::Limits ToProto(const Options& options) {
   limits.set_max_unary_reply_bytes(options.request.max_unary_reply_bytes);
   limits.set_output_budget_bytes(options.output_budget_bytes);
   limits.set_max_queue_requests(options.batch.max_queue_requests);
+  limits.set_caller_share(options.caller_share);
   limits.set_max_receive_message(options.connection.max_receive_message);
   limits.set_max_metadata_bytes(options.connection.max_metadata_bytes);
   limits.set_max_connections(options.connection.max_connections);
   limits.set_max_streams_per_connection(options.connection.max_streams_per_connection);
   limits.set_max_stream_inflight(options.max_stream_inflight);
   Set(options.max_rpc_duration, limits.mutable_max_rpc_duration());
+  Set(options.stream_idle_timeout, limits.mutable_stream_idle_timeout());
+  Set(options.write_stall_timeout, limits.mutable_write_stall_timeout());
+  Set(options.gpu_timeout, limits.mutable_gpu_timeout());
   Set(options.connection.max_connection_age, limits.mutable_max_connection_age());
   Set(options.connection.max_connection_age_grace, limits.mutable_max_connection_age_grace());
   Set(options.connection.max_connection_idle, limits.mutable_max_connection_idle());

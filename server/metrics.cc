@@ -34,6 +34,18 @@ constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", 
 constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty",  "max_sequences", "max_tokens",
                                                                    "max_requests", "delay",         "deadline"};
 
+constexpr std::string_view kTimeout = "timeout";
+constexpr std::string_view kMemory = "memory";
+constexpr std::string_view kDevice = "device";
+constexpr std::array kFaultReasons = {kTimeout, kMemory, kDevice};
+
+// Why a lane failed.
+std::string_view FaultReason(const absl::Status& why) {
+  if (absl::IsDeadlineExceeded(why)) return kTimeout;
+  if (absl::IsResourceExhausted(why)) return kMemory;
+  return kDevice;
+}
+
 }  // namespace
 
 Metrics::CallMetrics Metrics::AddCall(Method method) {
@@ -81,11 +93,23 @@ Metrics::Metrics() {
     refused_[known] = metrics_.AddCounter("nsa_metadata_refused_total", "Requests refused, by reason.",
                                           {{"reason", ReasonLabel(known)}});
   }
-  expired_ = metrics_.AddCounter("nsa_metadata_expired_total",
-                                 "Requests whose deadline passed before they were launched.", {});
-  constexpr char kCancelledHelp[] = "Requests whose caller gave up, by how far they had come.";
-  cancelled_before_launch_ = metrics_.AddCounter("nsa_metadata_cancelled_total", kCancelledHelp, {{"stage", "queue"}});
-  cancelled_after_launch_ = metrics_.AddCounter("nsa_metadata_cancelled_total", kCancelledHelp, {{"stage", "send"}});
+  admitted_ = metrics_.AddCounter("nsa_metadata_admitted_total", "Requests that came into the queue.", {});
+  for (Stage stage : {Stage::kAdmit, Stage::kQueue}) {
+    expired_[static_cast<size_t>(stage)] =
+        metrics_.AddCounter("nsa_metadata_expired_total", "Requests whose deadline passed before they were launched.",
+                            {{"stage", kStageNames[static_cast<size_t>(stage)]}});
+  }
+  for (Stage stage : {Stage::kAdmit, Stage::kQueue, Stage::kSend}) {
+    cancelled_[static_cast<size_t>(stage)] =
+        metrics_.AddCounter("nsa_metadata_cancelled_total", "Requests whose caller gave up, by how far they had come.",
+                            {{"stage", kStageNames[static_cast<size_t>(stage)]}});
+  }
+  for (std::string_view reason : kFaultReasons) {
+    const kernels::BackendKind cuda = kernels::BackendKind::kCuda;  // the host's can't fail
+    faults_[{cuda, reason}] = metrics_.AddCounter(
+        "nsa_metadata_backend_faults_total", "Batches that a device failed at; the CPU computed them.",
+        {{"backend", std::string(kernels::BackendName(cuda))}, {"reason", std::string(reason)}});
+  }
   connections_refused_ = metrics_.AddCounter("nsa_metadata_connections_refused_total",
                                              "Connections closed on arrival: too many, or no descriptor left.", {});
   metrics_.Seal();
@@ -121,9 +145,14 @@ void Metrics::TaskDone(const TaskSample& task) {
 }
 
 void Metrics::Refused(v1::RefusalReason reason) { metrics_.Increment(refused_.at(reason)); }
-void Metrics::Expired() { metrics_.Increment(expired_); }
-void Metrics::CancelledBeforeLaunch() { metrics_.Increment(cancelled_before_launch_); }
-void Metrics::CancelledAfterLaunch() { metrics_.Increment(cancelled_after_launch_); }
+void Metrics::Admitted() { metrics_.Increment(admitted_); }
+void Metrics::Expired(Stage stage) { metrics_.Increment(expired_[static_cast<size_t>(stage)]); }
+void Metrics::Cancelled(Stage stage) { metrics_.Increment(cancelled_[static_cast<size_t>(stage)]); }
+void Metrics::BackendFault(kernels::BackendKind backend, const absl::Status& why) {
+  if (const auto fault = faults_.find({backend, FaultReason(why)}); fault != faults_.end()) {
+    metrics_.Increment(fault->second);
+  }
+}
 void Metrics::ConnectionRefused() { metrics_.Increment(connections_refused_); }
 
 }  // namespace nsa::metadata::server

@@ -9,7 +9,10 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "grpcpp/support/status.h"
 #include "kernels/backend.h"
 #include "nsa/metadata/v1/metadata.pb.h"
@@ -59,11 +62,13 @@ class Metrics {
   void BatchDone(const BatchSample& batch);
   void TaskDone(const TaskSample& task);
   void Refused(v1::RefusalReason reason);
-  // A request left the queue because its deadline had passed.
-  void Expired();
-  void CancelledBeforeLaunch();
-  // A call's caller gave up after its request was launched.
-  void CancelledAfterLaunch();
+  // A request is in the queue: it is launched, expires or is cancelled there.
+  void Admitted();
+  // `stage` is kAdmit or kQueue: a request's deadline had passed there, and nothing was launched for it.
+  void Expired(Stage stage);
+  // kAdmit, kQueue: a request's caller had given up; kSend: its reply did not reach the caller.
+  void Cancelled(Stage stage);
+  void BackendFault(kernels::BackendKind backend, const absl::Status& why);
   void ConnectionRefused();
 
  private:
@@ -90,9 +95,10 @@ class Metrics {
   std::array<Counter, kNumBatchClosed> batch_closed_;
   std::array<Counter, kernels::kNumKernels> launches_;
   std::map<v1::RefusalReason, Counter> refused_;
-  Counter expired_;
-  Counter cancelled_before_launch_;
-  Counter cancelled_after_launch_;
+  Counter admitted_;
+  std::array<Counter, kNumStages> expired_;
+  std::array<Counter, kNumStages> cancelled_;
+  std::map<std::pair<kernels::BackendKind, std::string_view>, Counter> faults_;
   Counter connections_refused_;
 };
 

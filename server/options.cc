@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <thread>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/launch_plan.h"
 #include "server/address.h"
+#include "server/callers.h"
 #include "server/output_pool.h"
 
 namespace nsa::metadata::server {
@@ -72,6 +74,35 @@ absl::Status CheckKernel(const std::string& kernel) {
       absl::StrCat("--kernel=", kernel, " must be adaptive, threshold, linear, binary, rows or tile"));
 }
 
+absl::Status CheckFaultAction(const std::string& action) {
+  if (action == "cpu" || action == "exit") return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--on_gpu_fault=", action, " must be cpu or exit"));
+}
+
+absl::Status CheckCallers(const Options& options) {
+  if (!(options.caller_share > 0 && options.caller_share <= 1)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--caller_share=", options.caller_share, " must be more than 0 and at most 1"));
+  }
+  for (const std::string& proxy : options.trusted_proxies) {
+    if (absl::StatusOr<AddressBlock> block = AddressBlock::Parse(proxy); !block.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--trusted_proxies: ", std::string(block.status().message())));
+    }
+  }
+  // As HTTP/2 and gRPC have names of metadata.
+  const bool named = std::all_of(options.caller_metadata.begin(), options.caller_metadata.end(), [](char c) {
+    return absl::ascii_islower(c) || absl::ascii_isdigit(c) || c == '-' || c == '_' || c == '.';
+  });
+  if (!named) {
+    return absl::InvalidArgumentError(absl::StrCat("--caller_metadata=", options.caller_metadata,
+                                                   " must be of lower-case letters, digits and - _ ."));
+  }
+  if (options.trusted_proxies.empty() != options.caller_metadata.empty()) {
+    return absl::InvalidArgumentError("--trusted_proxies and --caller_metadata go together: one of them is not set");
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status Validate(const Options& o) {
@@ -79,6 +110,8 @@ absl::Status Validate(const Options& o) {
            CheckAddresses(o),
            CheckBackend(o.backend),
            CheckKernel(o.kernel),
+           CheckFaultAction(o.on_gpu_fault),
+           CheckCallers(o),
            InRange("cuda_device", o.cuda_device, 0, 1023),
            InRange("kernel_threshold", o.kernel_threshold, 0, kMaxInt32),
            InRange("cpu_below_tokens", o.cpu_below_tokens, 0, kMaxInt32),
@@ -105,6 +138,9 @@ absl::Status Validate(const Options& o) {
            InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
            InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),
            InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
+           InRange("stream_idle_timeout", o.stream_idle_timeout, absl::Milliseconds(1)),
+           InRange("write_stall_timeout", o.write_stall_timeout, absl::Milliseconds(1)),
+           InRange("gpu_timeout", o.gpu_timeout, absl::Milliseconds(1)),
            InRange("lame_duck", o.lame_duck, absl::ZeroDuration()),
            InRange("drain_timeout", o.drain_timeout, absl::ZeroDuration()),
        }) {

@@ -61,6 +61,11 @@ struct Options {
   int64_t kernel_threshold = 16;
   // With CUDA: batches of fewer tokens are computed on the CPU.
   int64_t cpu_below_tokens = 0;
+  // A batch that is longer on the device than this is a fault of the device.
+  absl::Duration gpu_timeout = absl::Seconds(1);
+  // What to do once the device has failed and the CPU has taken over: "cpu", serve on; "exit", drain and end the
+  // process with a failure, to be started again.
+  std::string on_gpu_fault = "cpu";
   // Batches computed at once. 0: one a core, at least 8 on a device.
   int64_t lanes = 0;
   // Completion queues, a thread each. 0: one for two cores: gRPC's threads hand each other the events of all
@@ -73,7 +78,16 @@ struct Options {
   // Items read from one stream and not answered yet; it waits at that many.
   int64_t max_stream_inflight = 64;
   int64_t output_budget_bytes = int64_t{256} << 20;
+  // The part of output_budget_bytes and of max_queue_requests that one caller may have while more than half is in use.
+  double caller_share = 0.25;
+  // Proxies, as addresses or blocks of them, whose callers are named in the metadata key caller_metadata.
+  std::vector<std::string> trusted_proxies;
+  std::string caller_metadata;
   absl::Duration max_rpc_duration = absl::Seconds(30);
+  // How long a stream may be without an item.
+  absl::Duration stream_idle_timeout = absl::Minutes(15);
+  // How long a reply may wait for its reader.
+  absl::Duration write_stall_timeout = absl::Seconds(30);
   // How long the server serves on after SIGTERM with readiness off, so that balancers turn to others before it ends its
   // connections.
   absl::Duration lame_duck = absl::ZeroDuration();

@@ -19,6 +19,7 @@ constexpr size_t kBits = 64;
 struct HeapCopy {
   std::shared_ptr<OutputPool> pool;
   size_t bytes;
+  Account account;
   uint8_t* data() { return reinterpret_cast<uint8_t*>(this + 1); }
 };
 
@@ -28,8 +29,11 @@ size_t BlocksFor(size_t bytes) { return (bytes + OutputPool::kBlockBytes - 1) / 
 
 struct OutputPermit::Run {
   std::shared_ptr<OutputPool> pool;  // set while the run is in use
+  OutputPool::Region* region = nullptr;
+  uint8_t* data = nullptr;
   size_t first = 0;
   size_t count = 0;
+  Account account = kNoAccount;
   std::atomic<uint32_t> references{0};
 };
 
@@ -37,7 +41,8 @@ OutputPermit::~OutputPermit() {
   if (run_ != nullptr) Unref(run_);
 }
 
-uint8_t* OutputPermit::data() const { return run_->pool->memory_.data() + run_->first * OutputPool::kBlockBytes; }
+uint8_t* OutputPermit::data() const { return run_->data; }
+Account OutputPermit::account() const { return run_->account; }
 
 grpc::Slice OutputPermit::Slice(size_t offset, size_t bytes) const {
   run_->references.fetch_add(1, std::memory_order_relaxed);
@@ -53,52 +58,93 @@ void OutputPermit::Unref(void* pointer) {
   pool->GiveBack(run);
 }
 
-absl::StatusOr<std::shared_ptr<OutputPool>> OutputPool::Create(kernels::HostBuffer memory) {
+absl::StatusOr<std::shared_ptr<OutputPool>> OutputPool::Create(kernels::HostBuffer memory, Options options) {
   if (memory.bytes() == 0 || memory.bytes() % kBlockBytes != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("an output pool of ", memory.bytes(), " bytes is not a whole number of blocks of ", kBlockBytes));
   }
-  return std::shared_ptr<OutputPool>(new OutputPool(std::move(memory)));
+  return std::shared_ptr<OutputPool>(new OutputPool(std::move(memory), std::move(options)));
 }
 
-OutputPool::OutputPool(kernels::HostBuffer memory)
-    : memory_(std::move(memory)),
-      num_blocks_(memory_.bytes() / kBlockBytes),
-      runs_(std::make_unique<OutputPermit::Run[]>(num_blocks_)),
-      free_((num_blocks_ + kBits - 1) / kBits, 0) {
+OutputPool::Region::Region(kernels::HostBuffer buffer) : memory(std::move(buffer)) {
+  const size_t blocks = memory.bytes() / kBlockBytes;
+  runs = std::make_unique<OutputPermit::Run[]>(blocks);
+  free.resize((blocks + kBits - 1) / kBits);
+  Mark(*this, 0, blocks, /*free=*/true);
+}
+
+OutputPool::OutputPool(kernels::HostBuffer memory, Options options)
+    : num_blocks_(memory.bytes() / kBlockBytes),
+      share_(static_cast<size_t>(ShareOf(options.caller_share, static_cast<int64_t>(num_blocks_)))),
+      blocks_of_(kNumAccounts) {
   MutexLock lock(&mutex_);
-  Mark(0, num_blocks_, /*free=*/true);
+  regions_.reserve(2);  // runs point to theirs
+  regions_.emplace_back(std::move(memory));
+  if (options.spare) regions_.emplace_back(*std::move(options.spare));
 }
 
 OutputPool::~OutputPool() = default;
 
-OutputPermit OutputPool::Reserve(size_t bytes) {
+OutputPermit OutputPool::Reserve(size_t bytes, Account account) {
   const size_t count = std::max<size_t>(BlocksFor(bytes), 1);
   MutexLock lock(&mutex_);
-  if (blocks_in_use() + count > num_blocks_) return {};
+  if (blocks_in_use() + count > num_blocks_ || PassesShare(count, account)) return {};
+  return Take(count, account);
+}
+
+bool OutputPool::OverShare(size_t bytes, Account account) const {
+  MutexLock lock(&mutex_);
+  return PassesShare(std::max<size_t>(BlocksFor(bytes), 1), account);
+}
+
+bool OutputPool::PassesShare(size_t count, Account account) const {
+  return account != kNoAccount && blocks_in_use() * 2 > num_blocks_ && blocks_of_[account] + count > share_;
+}
+
+OutputPermit OutputPool::Take(size_t count, Account account) {
   const size_t first = count == 1 ? FindOne() : FindRun(count);
   if (first == kNone) return {};
-  Mark(first, count, /*free=*/false);
+  Region& region = regions_[region_];
+  Mark(region, first, count, /*free=*/false);
   in_use_.fetch_add(count, std::memory_order_relaxed);
+  blocks_of_[account] += static_cast<uint32_t>(count);
   NoteHighWater();
-  OutputPermit::Run& run = runs_[first];
+  OutputPermit::Run& run = region.runs[first];
   run.pool = shared_from_this();
+  run.region = &region;
+  run.data = region.memory.data() + first * kBlockBytes;
   run.first = first;
   run.count = count;
+  run.account = account;
   run.references.store(1, std::memory_order_relaxed);
   return OutputPermit(&run);
 }
 
-std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> parts) {
+void OutputPool::LeaveMemory() {
+  MutexLock lock(&mutex_);
+  region_ = regions_.size() - 1;
+}
+
+void OutputPool::Renew(OutputPermit& permit) {
+  const size_t count = permit.run_->count;
+  const Account account = permit.run_->account;
+  permit = OutputPermit();
+  MutexLock lock(&mutex_);
+  // It was within the budget.
+  if (blocks_in_use() + count <= num_blocks_) permit = Take(count, account);
+}
+
+std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> parts, Account account) {
   size_t bytes = 0;
   for (const grpc::Slice& part : parts) bytes += part.size();
   {
     MutexLock lock(&mutex_);
     if (blocks_in_use() + BlocksFor(bytes) > num_blocks_) return std::nullopt;
     heap_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    blocks_of_[account] += static_cast<uint32_t>(BlocksFor(bytes));
     NoteHighWater();
   }
-  auto* copy = new (::operator new(sizeof(HeapCopy) + bytes)) HeapCopy{shared_from_this(), bytes};
+  auto* copy = new (::operator new(sizeof(HeapCopy) + bytes)) HeapCopy{shared_from_this(), bytes, account};
   uint8_t* out = copy->data();
   for (const grpc::Slice& part : parts) out = std::copy(part.begin(), part.end(), out);
   GivenToGrpc(copy);
@@ -111,6 +157,7 @@ void OutputPool::FreeHeapCopy(void* pointer) {
   {
     MutexLock lock(&copy->pool->mutex_);
     copy->pool->heap_bytes_.fetch_sub(copy->bytes, std::memory_order_relaxed);
+    copy->pool->blocks_of_[copy->account] -= static_cast<uint32_t>(BlocksFor(copy->bytes));
   }
   copy->~HeapCopy();
   ::operator delete(pointer);
@@ -126,17 +173,19 @@ void OutputPool::NoteHighWater() {
 
 // Single blocks come from the low end and runs from the high one, so that small replies don't cut up the room for large
 // ones.
-size_t OutputPool::FindOne() {
-  for (size_t word = 0; word < free_.size(); ++word) {
-    if (free_[word] != 0) return word * kBits + std::countr_zero(free_[word]);
+size_t OutputPool::FindOne() const {
+  const std::vector<uint64_t>& free = regions_[region_].free;
+  for (size_t word = 0; word < free.size(); ++word) {
+    if (free[word] != 0) return word * kBits + std::countr_zero(free[word]);
   }
   return kNone;
 }
 
-size_t OutputPool::FindRun(size_t count) {
+size_t OutputPool::FindRun(size_t count) const {
+  const std::vector<uint64_t>& free = regions_[region_].free;
   size_t length = 0;
   for (size_t block = num_blocks_; block-- > 0;) {
-    const uint64_t word = free_[block / kBits];
+    const uint64_t word = free[block / kBits];
     if (word == 0) {
       block -= block % kBits;  // nothing free in this word
       length = 0;
@@ -149,17 +198,19 @@ size_t OutputPool::FindRun(size_t count) {
   return kNone;
 }
 
-void OutputPool::Mark(size_t first, size_t count, bool free) {
+void OutputPool::Mark(Region& region, size_t first, size_t count, bool free) {
   for (size_t block = first; block < first + count; ++block) {
     const uint64_t bit = uint64_t{1} << (block % kBits);
-    free_[block / kBits] = free ? free_[block / kBits] | bit : free_[block / kBits] & ~bit;
+    uint64_t& word = region.free[block / kBits];
+    word = free ? word | bit : word & ~bit;
   }
 }
 
 void OutputPool::GiveBack(OutputPermit::Run* run) {
   MutexLock lock(&mutex_);
-  Mark(run->first, run->count, /*free=*/true);
+  Mark(*run->region, run->first, run->count, /*free=*/true);
   in_use_.fetch_sub(run->count, std::memory_order_relaxed);
+  blocks_of_[run->account] -= static_cast<uint32_t>(run->count);
 }
 
 }  // namespace nsa::metadata::server

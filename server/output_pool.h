@@ -15,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "grpcpp/support/slice.h"
 #include "kernels/backend.h"
+#include "server/account.h"
 #include "server/mutex.h"
 
 namespace nsa::metadata::server {
@@ -38,6 +39,9 @@ class OutputPermit {
   // 64-byte aligned at least.
   uint8_t* data() const;
 
+  // Whom the blocks are charged to.
+  Account account() const;
+
   // A slice of the blocks, not copied: it holds them until gRPC has sent it.
   grpc::Slice Slice(size_t offset, size_t bytes) const;
 
@@ -55,20 +59,40 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
  public:
   static constexpr size_t kBlockBytes = 64 * 1024;
 
+  struct Options {
+    // As large as the memory, committed as it is touched.
+    std::optional<kernels::HostBuffer> spare;
+    // The part of the blocks that one account may have while more than half of them are in use.
+    double caller_share = 1;
+  };
+
   // Cuts `memory` into blocks. INVALID_ARGUMENT when it is no whole number of them.
-  static absl::StatusOr<std::shared_ptr<OutputPool>> Create(kernels::HostBuffer memory);
+  static absl::StatusOr<std::shared_ptr<OutputPool>> Create(kernels::HostBuffer memory, Options options);
+  static absl::StatusOr<std::shared_ptr<OutputPool>> Create(kernels::HostBuffer memory) {
+    return Create(std::move(memory), Options());
+  }
   ~OutputPool();
 
-  // Neighbouring blocks for `bytes`; empty when the budget has none.
-  OutputPermit Reserve(size_t bytes);
+  // Neighbouring blocks for `bytes`, charged to `account`; empty when the budget, or the account's share of it, has
+  // none.
+  OutputPermit Reserve(size_t bytes, Account account = kNoAccount);
+  // Whether it is the share that `bytes` more would pass.
+  bool OverShare(size_t bytes, Account account) const;
+
+  // Hands out no block of the memory any more, but the spare's, without which nothing happens: a device that failed may
+  // still write there. Idempotent.
+  void LeaveMemory();
+  // Gives `permit` that many other blocks, of the memory that is handed out now, and of the old ones no slice was made.
+  // Empties it when there are none.
+  void Renew(OutputPermit& permit);
 
   // Whether fewer than a quarter of the blocks are free: then replies are better copied out, so that slow readers can't
   // hold the blocks that lanes need.
   bool scarce() const { return in_use_.load(std::memory_order_relaxed) * 4 > num_blocks_ * 3; }
 
-  // The parts, one after another, in memory of their own, which counts in the budget until gRPC has sent it. Nothing
-  // when the budget has no room for both the parts and their copy.
-  std::optional<grpc::Slice> CopyToHeap(std::span<const grpc::Slice> parts);
+  // The parts, one after another, in memory of their own, which counts in the budget, and is charged to `account`,
+  // until gRPC has sent it. Nothing when the budget has no room for both the parts and their copy.
+  std::optional<grpc::Slice> CopyToHeap(std::span<const grpc::Slice> parts, Account account);
 
   size_t blocks() const { return num_blocks_; }
   // Whole blocks in use, those that heap copies count for included.
@@ -78,25 +102,38 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
 
  private:
   friend class OutputPermit;
-  explicit OutputPool(kernels::HostBuffer memory);
+  // Memory that is cut into blocks.
+  struct Region {
+    explicit Region(kernels::HostBuffer buffer);
+    kernels::HostBuffer memory;
+    std::unique_ptr<OutputPermit::Run[]> runs;  // [num_blocks]: the run that begins at a block
+    std::vector<uint64_t> free;                 // a bit a block, set when it is free
+  };
 
-  size_t FindOne() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  size_t FindRun(size_t count) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Mark(size_t first, size_t count, bool free) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  OutputPool(kernels::HostBuffer memory, Options options);
+
+  OutputPermit Take(size_t count, Account account) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  size_t FindOne() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  size_t FindRun(size_t count) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static void Mark(Region& region, size_t first, size_t count, bool free);
+  bool PassesShare(size_t count, Account account) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(OutputPermit::Run* run);
   void NoteHighWater() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void FreeHeapCopy(void* copy);
 
-  const kernels::HostBuffer memory_;
   const size_t num_blocks_;
-  const std::unique_ptr<OutputPermit::Run[]> runs_;  // [num_blocks]: the run that begins at a block
+  const size_t share_;  // of the blocks
   // Written under mutex_, read without it.
   std::atomic<size_t> in_use_{0};  // blocks
   std::atomic<size_t> heap_bytes_{0};
   std::atomic<size_t> high_water_{0};
 
-  Mutex mutex_;
-  std::vector<uint64_t> free_ ABSL_GUARDED_BY(mutex_);  // a bit a block, set when it is free
+  mutable Mutex mutex_;
+  // The memory, and its spare.
+  std::vector<Region> regions_ ABSL_GUARDED_BY(mutex_);
+  // Blocks are handed out of this one.
+  size_t region_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<uint32_t> blocks_of_ ABSL_GUARDED_BY(mutex_);  // [kNumAccounts]
 };
 
 }  // namespace nsa::metadata::server

@@ -70,9 +70,9 @@ std::string StreamHead(int64_t first_token, bool last, size_t bytes) {
   return std::string(head, end);
 }
 
-ReplyMessage Message(std::span<const grpc::Slice> slices, OutputPool& pool) {
+ReplyMessage Message(std::span<const grpc::Slice> slices, const OutputPermit& permit, OutputPool& pool) {
   if (pool.scarce()) {
-    if (std::optional<grpc::Slice> copy = pool.CopyToHeap(slices)) return ReplyMessage(&*copy, 1);
+    if (std::optional<grpc::Slice> copy = pool.CopyToHeap(slices, permit.account())) return ReplyMessage(&*copy, 1);
   }
   return ReplyMessage(slices.data(), slices.size());
 }
@@ -168,7 +168,7 @@ ReplyMessage ReplyLayout::FrameWhole(const std::string& head, const OutputPermit
   }
   absl::InlinedVector<grpc::Slice, kernels::kNumOutputs> slices;
   for (const Piece& piece : pieces) slices.push_back(permit.Slice(piece.begin, piece.bytes));
-  return Message(slices, pool);
+  return Message(slices, permit, pool);
 }
 
 std::pair<int64_t, int64_t> ReplyLayout::Values(const Array& array, const Chunk& chunk) const {
@@ -208,7 +208,7 @@ ReplyMessage ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& scal
     slices[num_slices++] = permit.Slice(arrays_[i].offset + static_cast<size_t>(first) * sizeof(int32_t), value_bytes);
   }
   slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars);
-  return Message({slices.data(), num_slices}, pool);
+  return Message({slices.data(), num_slices}, permit, pool);
 }
 
 }  // namespace nsa::metadata::server

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <thread>
 #include <utility>
@@ -41,7 +42,8 @@ absl::StatusOr<std::unique_ptr<kernels::Backend>> MakeBackend(const Options& opt
   absl::StatusOr<std::unique_ptr<kernels::Backend>> cuda = kernels::CreateCudaBackend(
       {.device = static_cast<int>(options.cuda_device),
        .plan = {.choice = *kernels::ParseKernelChoice(options.kernel), .threshold = options.kernel_threshold},
-       .cpu_below_tokens = options.cpu_below_tokens});
+       .cpu_below_tokens = options.cpu_below_tokens,
+       .timeout = absl::ToChronoNanoseconds(options.gpu_timeout)});
   if (cuda.ok()) {
     spdlog::info("computing on CUDA device {}: {}", options.cuda_device, (*cuda)->device());
     return cuda;
@@ -78,28 +80,19 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::B
 // larger (H100, 64 calls in flight).
 constexpr size_t kDeviceSmallBatchLanes = 2;
 
-Batcher::Options BatcherOptions(const BatchOptions& options, bool on_device) {
-  return {.policy = {.max_requests = options.max_batch_requests,
-                     .max_sequences = options.max_batch_sequences,
-                     .max_tokens = options.max_batch_tokens,
-                     .delay = absl::ToChronoNanoseconds(options.batch_delay)},
-          .max_queue_requests = static_cast<size_t>(options.max_queue_requests),
-          .small_batch_lanes = on_device ? kDeviceSmallBatchLanes : SIZE_MAX};
-}
-
-v1::GetServerInfoResponse ServerInfo(const kernels::Backend& backend, const Options& options) {
+std::string ServerInfo(kernels::BackendKind backend, const std::string& device, const Options& options) {
   v1::GetServerInfoResponse info;
   info.set_version(kVersion);
   info.set_revision(kRevision);
-  info.set_backend(static_cast<v1::Backend>(backend.kind()));
-  info.set_device(backend.device());
+  info.set_backend(static_cast<v1::Backend>(backend));
+  info.set_device(device);
   for (int output = v1::OUTPUT_SEQLENS_EXPANDED; output <= v1::Output_MAX; ++output) {
     info.add_supported_outputs(static_cast<v1::Output>(output));
   }
   info.add_supported_modes(v1::SEQUENCE_MODE_REPEAT);
   info.add_supported_modes(v1::SEQUENCE_MODE_CAUSAL);
   *info.mutable_limits() = ToProto(options);
-  return info;
+  return info.SerializeAsString();
 }
 
 }  // namespace
@@ -121,27 +114,56 @@ struct Server::Parts {
   std::atomic<bool> ready{false};
   std::unique_ptr<MetricsServer> metrics_server;
 
-  absl::Status MakeCompute();
+  // What computes: memory, lanes, and what brings requests to them.
+  absl::Status MakeCompute(Surroundings& surroundings);
+  Batcher::Options BatcherOptions(Surroundings& surroundings);
+  kernels::BackendKind active_backend() const;
   absl::Status Listen();
   absl::Status BuildServer();
   void AddGauges();
 };
 
-absl::Status Server::Parts::MakeCompute() {
-  metrics = std::make_unique<Metrics>();
+Batcher::Options Server::Parts::BatcherOptions(Surroundings& surroundings) {
+  const BatchOptions& batch = options.batch;
+  // Not where small ones go to the CPU, where each takes a lane's thread and no more.
+  const bool on_device = backend->kind() == kernels::BackendKind::kCuda && options.cpu_below_tokens == 0;
+  return {.policy = {.max_requests = batch.max_batch_requests,
+                     .max_sequences = batch.max_batch_sequences,
+                     .max_tokens = batch.max_batch_tokens,
+                     .delay = absl::ToChronoNanoseconds(batch.batch_delay)},
+          .max_queue_requests = static_cast<size_t>(batch.max_queue_requests),
+          .small_batch_lanes = on_device ? kDeviceSmallBatchLanes : SIZE_MAX,
+          .caller_share = options.caller_share,
+          .device_lost =
+              [end = options.on_gpu_fault == "exit" ? std::move(surroundings.end) : nullptr](const absl::Status& why) {
+                spdlog::error("the device has failed, the CPU computes from here on{}: {}",
+                              end ? " until the server has drained" : "", std::string(why.message()));
+                if (end) end();
+              },
+          .failpoints = surroundings.failpoints};
+}
+
+absl::Status Server::Parts::MakeCompute(Surroundings& surroundings) {
   absl::StatusOr<kernels::HostBuffer> memory = backend->AllocateOutput(options.output_budget_bytes);
   if (!memory.ok()) return memory.status();
-  absl::StatusOr<std::shared_ptr<OutputPool>> made = OutputPool::Create(*std::move(memory));
+  OutputPool::Options pool_options = {.spare = std::nullopt, .caller_share = options.caller_share};
+  if (backend->kind() == kernels::BackendKind::kCuda) {
+    absl::StatusOr<kernels::HostBuffer> spare = kernels::AllocatePageable(options.output_budget_bytes);
+    if (!spare.ok()) return spare.status();
+    pool_options.spare = *std::move(spare);
+  }
+  absl::StatusOr<std::shared_ptr<OutputPool>> made = OutputPool::Create(*std::move(memory), std::move(pool_options));
   if (!made.ok()) return made.status();
   pool = *std::move(made);
   absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> lanes = MakeLanes(*backend, options);
   if (!lanes.ok()) return lanes.status();
-  // Not where small ones go to the CPU, where each takes a lane's thread and no more.
-  const bool on_device = backend->kind() == kernels::BackendKind::kCuda && options.cpu_below_tokens == 0;
-  batcher = std::make_unique<Batcher>(BatcherOptions(options.batch, on_device), backend->kind(), *std::move(lanes),
-                                      *pool, *metrics);
-  service = std::make_unique<Service>(options, *pool, *batcher, *metrics, ServerInfo(*backend, options));
+  batcher =
+      std::make_unique<Batcher>(BatcherOptions(surroundings), backend->kind(), *std::move(lanes), *pool, *metrics);
   return absl::OkStatus();
+}
+
+kernels::BackendKind Server::Parts::active_backend() const {
+  return batcher->device_lost() ? kernels::BackendKind::kCpu : backend->kind();
 }
 
 absl::Status Server::Parts::Listen() {
@@ -192,7 +214,7 @@ void Server::Parts::AddGauges() {
        {kernels::BackendKind::kCuda, kernels::BackendKind::kCpu, kernels::BackendKind::kReference}) {
     gauges.Add("nsa_metadata_backend_active", "1 for what computes the replies.",
                {{"backend", std::string(kernels::BackendName(kind))}},
-               [this, kind] { return backend->kind() == kind ? 1.0 : 0.0; });
+               [this, kind] { return active_backend() == kind ? 1.0 : 0.0; });
   }
   gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",
              {{"version", kVersion}, {"revision", kRevision}, {"cuda", kernels::CudaVersion()}}, [] { return 1.0; });
@@ -204,22 +226,24 @@ void Server::Parts::AddGauges() {
 
 Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
-absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options) {
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Surroundings surroundings) {
   if (absl::Status status = Validate(options); !status.ok()) return status;
-  absl::StatusOr<std::unique_ptr<kernels::Backend>> backend = MakeBackend(options);
-  if (!backend.ok()) return backend.status();
-  return Start(options, *std::move(backend));
-}
-
-absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options,
-                                                      std::unique_ptr<kernels::Backend> backend) {
-  if (absl::Status status = Validate(options); !status.ok()) return status;
+  if (surroundings.backend == nullptr) {
+    absl::StatusOr<std::unique_ptr<kernels::Backend>> backend = MakeBackend(options);
+    if (!backend.ok()) return backend.status();
+    surroundings.backend = *std::move(backend);
+  }
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   auto parts = std::make_unique<Parts>();
   parts->options = Resolve(options);
-  parts->backend = std::move(backend);
+  parts->backend = std::move(surroundings.backend);
   if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend);
-  if (absl::Status status = parts->MakeCompute(); !status.ok()) return status;
+  parts->metrics = std::make_unique<Metrics>();
+  if (absl::Status status = parts->MakeCompute(surroundings); !status.ok()) return status;
+  parts->service = std::make_unique<Service>(
+      parts->options, *parts->pool, *parts->batcher, *parts->metrics,
+      ServerInfos{ServerInfo(parts->backend->kind(), parts->backend->device(), parts->options),
+                  ServerInfo(kernels::BackendKind::kCpu, kernels::CreateCpuBackend()->device(), parts->options)});
   if (absl::Status status = parts->Listen(); !status.ok()) return status;
   if (absl::Status status = parts->BuildServer(); !status.ok()) return status;
   parts->service->Start();
@@ -265,6 +289,7 @@ std::string Server::health_address() const { return parts_->health->address().To
 std::string Server::metrics_address() const { return parts_->metrics_server->address().ToString(); }
 const Options& Server::options() const { return parts_->options; }
 int64_t Server::live_calls() const { return parts_->service->live_calls(); }
+bool Server::device_lost() const { return parts_->batcher->device_lost(); }
 size_t Server::output_blocks_in_use() const { return parts_->pool->blocks_in_use(); }
 
 }  // namespace nsa::metadata::server

@@ -1,5 +1,7 @@
 #include "server/service.h"
 
+#include <utility>
+
 #include "server/completion_queue.h"
 #include "server/other_call.h"
 #include "server/stream_call.h"
@@ -30,13 +32,12 @@ void OpenStreams::Drain() {
   for (StreamCall* stream : streams_) stream->Drain();
 }
 
-Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics,
-                 const v1::GetServerInfoResponse& info)
+Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, ServerInfos infos)
     : context_{.options = options,
                .pool = pool,
                .batcher = batcher,
                .metrics = metrics,
-               .server_info = info.SerializeAsString(),
+               .infos = std::move(infos),
                .service = {},
                .other_methods = {},
                .live = {},

@@ -13,6 +13,7 @@
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
+#include "server/callers.h"
 #include "server/health_service.h"
 #include "server/live_calls.h"
 #include "server/metrics.h"
@@ -63,14 +64,21 @@ class OpenStreams {
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
+// Encoded GetServerInfoResponses.
+struct ServerInfos {
+  std::string info;
+  // Once the device has failed.
+  std::string device_lost;
+};
+
 // What calls need.
 struct CallContext {
   const Options& options;
   OutputPool& pool;
   Batcher& batcher;
   Metrics& metrics;
-  // The encoded GetServerInfoResponse.
-  std::string server_info;
+  const ServerInfos infos;
+  const Callers callers{options.trusted_proxies, options.caller_metadata};
   AsyncService service;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
@@ -81,8 +89,7 @@ struct CallContext {
 // Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
 class Service {
  public:
-  Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics,
-          const v1::GetServerInfoResponse& info);
+  Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, ServerInfos infos);
 
   // Adds the service and its queues to a server.
   void Register(grpc::ServerBuilder& builder);

@@ -36,6 +36,7 @@ void StreamCall::OnArrived(bool ok) {
   place_.Begin();
   context_.metrics.CallStarted(Method::kExpandStream);
   Await(context_, queue_);
+  account_ = context_.callers.AccountOf(server_context_);
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
   refusal_ = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes);
@@ -67,6 +68,7 @@ void StreamCall::OnRead(bool ok) {
 void StreamCall::Take(const grpc::ByteBuffer& message) {
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
+  task->account = account_;
   v1::ExpandStreamRequest request;
   if (const std::optional<Refusal> refusal = Decode(message, &request)) {
     RefuseMessage(0, *refusal);
@@ -111,10 +113,10 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
 void StreamCall::AdmitOrWait(std::unique_ptr<Task> task) {
   const TimePoint now = Clock::now();
   if (task->deadline <= now) {
-    context_.metrics.Expired();
+    context_.metrics.Expired(Stage::kAdmit);
     task->Refuse(DeadlinePassed());
   } else if (task->cancelled()) {
-    context_.metrics.CancelledBeforeLaunch();
+    context_.metrics.Cancelled(Stage::kAdmit);
     task->Refuse(Cancelled());
   } else if (Admit(context_, &task)) {
     waiting_task_ = std::move(task);

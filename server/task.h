@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "google/protobuf/repeated_field.h"
+#include "server/account.h"
 #include "server/clock.h"
 #include "server/codec.h"
 #include "server/output_pool.h"
@@ -57,6 +58,7 @@ class Task : public Recycled<Task> {
   void Refuse(const Refusal& refusal) { std::exchange(responder_, nullptr)->Refuse(refusal); }
 
   Expansion expansion;
+  Account account = kNoAccount;
   OutputPermit permit;
   TimePoint deadline = TimePoint::max();
   StageTimes times;

@@ -79,7 +79,7 @@ void UnaryCall::OnSent(bool ok) {
   if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) {
     context_.metrics.Sent(Nanoseconds(answered_, now));
   }
-  if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.CancelledAfterLaunch();
+  if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.Cancelled(Stage::kSend);
   Unref();
 }
 
@@ -118,6 +118,7 @@ void ExpandCall::Handle() {
   task->AnswerTo(*this);
   task->times.arrived = arrived();
   task->deadline = Deadline();
+  task->account = context_.callers.AccountOf(server_context_);
   // One a thread: it keeps its memory from call to call.
   thread_local v1::ExpandRequest request;
   std::optional<Refusal> refusal = Decode(request_, &request);
@@ -127,7 +128,7 @@ void ExpandCall::Handle() {
   request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
-    context_.metrics.Expired();
+    context_.metrics.Expired(Stage::kAdmit);
     refusal = DeadlinePassed();
   }
   if (!refusal) refusal = Admit(context_, &task);
@@ -147,7 +148,7 @@ class GetServerInfoCall final : public UnaryCall {
   }
   void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
   void Handle() override {
-    const grpc::Slice info(context_.server_info);
+    const grpc::Slice info(context_.batcher.device_lost() ? context_.infos.device_lost : context_.infos.info);
     Send(ReplyMessage(&info, 1));
   }
 };

@@ -3,17 +3,22 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 
 namespace nsa::metadata::kernels::cuda {
 
-// OK, or UNAVAILABLE naming the call, the error and where it was. Clears the error, as far as the device lets it.
+// OK, or UNAVAILABLE (RESOURCE_EXHAUSTED for want of memory) naming the call, the error and where it was. Clears the
+// error, as far as the device lets it.
 inline absl::Status StatusOf(cudaError_t error, const char* call, const char* file, int line) {
   if (error == cudaSuccess) return absl::OkStatus();
   cudaGetLastError();
-  return absl::UnavailableError(
-      absl::StrCat(call, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error), " (", file, ":", line, ")"));
+  const std::string message =
+      absl::StrCat(call, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error), " (", file, ":", line, ")");
+  if (error == cudaErrorMemoryAllocation) return absl::ResourceExhaustedError(message);
+  return absl::UnavailableError(message);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

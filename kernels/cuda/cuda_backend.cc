@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/handles.h"
 #include "kernels/cuda/lane.h"
 #include "kernels/cuda/launch.h"
 
@@ -27,7 +28,7 @@ class CudaBackend final : public Backend {
     NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options_.device));
     void* memory = nullptr;
     NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
-    HostBuffer buffer(memory, bytes, [](void* pinned, size_t) { cudaFreeHost(pinned); });
+    HostBuffer buffer(memory, bytes, [](void* pinned, size_t) { FreePinned()(pinned); });
     void* on_device = nullptr;
     NSA_RETURN_IF_CUDA_ERROR(cudaHostGetDevicePointer(&on_device, memory, 0));
     // Requests' pointers go to the kernels as they are.
@@ -99,6 +100,7 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaOptions& options) {
+  if (device_lost) return absl::UnavailableError("this process's CUDA device has failed before");
   int devices = 0;
   NSA_RETURN_IF_CUDA_ERROR(cudaGetDeviceCount(&devices));
   if (options.device < 0 || options.device >= devices) {

@@ -1,6 +1,7 @@
 // The backend on a CUDA device. Knows no CUDA header, so that whoever makes it need not.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 
@@ -15,13 +16,16 @@ struct CudaOptions {
   LaunchPlan plan = {};
   // Batches of fewer tokens are computed on the CPU, by the thread that has them: below some size that is quicker.
   int64_t cpu_below_tokens = 0;
+  // A batch that is longer on the device than this has failed.
+  std::chrono::nanoseconds timeout = std::chrono::seconds(1);
 };
 
 // The CUDA toolkit this build was made with, as "13.0"; "none" for a build without.
 const char* CudaVersion();
 
 // A backend on the device, with every kernel launched once. UNIMPLEMENTED when this build has no CUDA; UNAVAILABLE,
-// saying what and why, when there is no driver, no such device, or it does not work.
+// saying what and why, when there is no driver, no such device, or it does not work. A process whose device has failed
+// once gets no other: the errors that end one end the whole context, and a kernel that hangs can't be stopped.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options);
 
 }  // namespace nsa::metadata::kernels

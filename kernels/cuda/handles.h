@@ -3,25 +3,36 @@
 
 #include <cuda_runtime.h>
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <type_traits>
 
 namespace nsa::metadata::kernels::cuda {
 
+// Set once a lane has failed. From then on nothing is given back to the runtime: a kernel that hangs may still write
+// there, and the runtime's calls would wait for it.
+inline std::atomic<bool> device_lost{false};
+
 struct DestroyStream {
   using pointer = cudaStream_t;
-  void operator()(cudaStream_t stream) const { cudaStreamDestroy(stream); }
+  void operator()(cudaStream_t stream) const {
+    if (!device_lost) cudaStreamDestroy(stream);
+  }
 };
 using Stream = std::unique_ptr<std::remove_pointer_t<cudaStream_t>, DestroyStream>;
 
 struct FreeDevice {
-  void operator()(void* memory) const { cudaFree(memory); }
+  void operator()(void* memory) const {
+    if (!device_lost) cudaFree(memory);
+  }
 };
 using DeviceMemory = std::unique_ptr<void, FreeDevice>;
 
 struct FreePinned {
-  void operator()(void* memory) const { cudaFreeHost(memory); }
+  void operator()(void* memory) const {
+    if (!device_lost) cudaFreeHost(memory);
+  }
 };
 using PinnedMemory = std::unique_ptr<void, FreePinned>;
 

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstring>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/cpu.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/lay_out.h"
@@ -73,6 +74,13 @@ absl::StatusOr<Kernel> CudaLane::Expand() {
     ExpandOnCpu(batch_);
     return Kernel::kCpu;
   }
+  if (device_lost) return absl::UnavailableError("the device has failed before");
+  absl::StatusOr<Kernel> kernel = ExpandOnDevice();
+  if (!kernel.ok()) device_lost = true;
+  return kernel;
+}
+
+absl::StatusOr<Kernel> CudaLane::ExpandOnDevice() {
   NSA_RETURN_IF_CUDA_ERROR(UseDevice(options_.device));
   const absl::StatusOr<BatchSize> size = SizeOf(batch_);
   if (!size.ok()) return size.status();
@@ -92,23 +100,37 @@ absl::StatusOr<Kernel> CudaLane::Expand() {
 absl::Status CudaLane::AwaitDone(int64_t blocks) const {
   // An error that ends the kernel leaves its flags as they are.
   constexpr uint64_t kLooksBetweenQueries = 1 << 14;
+  const auto deadline = std::chrono::steady_clock::now() + options_.timeout;
   auto* const flags = static_cast<uint64_t*>(done_.get());
   for (int64_t block = 0; block < blocks; ++block) {
     const std::atomic_ref<uint64_t> flag(flags[block]);
     for (uint64_t looks = 1; flag.load(std::memory_order_acquire) != launches_; ++looks) {
       if (looks % kLooksBetweenQueries != 0) continue;
-      const cudaError_t error = cudaStreamQuery(stream_.get());
-      if (error == cudaErrorNotReady) {
-        cudaGetLastError();  // which would else be the thread's last error
-        continue;
-      }
-      // The kernel is over: its flags are set, or an error has kept it from it.
-      NSA_RETURN_IF_CUDA_ERROR(error);
-      break;
+      const absl::StatusOr<bool> done = Done(deadline);
+      if (!done.ok()) return done.status();
+      if (*done) break;  // its flags are set
     }
   }
   if (blocks > 0) return absl::OkStatus();
-  return NSA_CUDA_STATUS(cudaStreamSynchronize(stream_.get()));
+  // cudaStreamSynchronize would wait for a kernel that hangs.
+  for (;;) {
+    const absl::StatusOr<bool> done = Done(deadline);
+    if (!done.ok()) return done.status();
+    if (*done) return absl::OkStatus();
+  }
+}
+
+absl::StatusOr<bool> CudaLane::Done(std::chrono::steady_clock::time_point deadline) const {
+  const cudaError_t error = cudaStreamQuery(stream_.get());
+  if (error != cudaErrorNotReady) {
+    NSA_RETURN_IF_CUDA_ERROR(error);
+    return true;
+  }
+  cudaGetLastError();  // not ready would else be the thread's last error
+  if (std::chrono::steady_clock::now() < deadline) return false;
+  return absl::DeadlineExceededError(
+      absl::StrCat("a batch was on the device for more than ",
+                   std::chrono::duration_cast<std::chrono::milliseconds>(options_.timeout).count(), " ms"));
 }
 
 }  // namespace nsa::metadata::kernels::cuda

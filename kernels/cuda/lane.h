@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -27,8 +28,12 @@ class CudaLane final : public Lane {
 
  private:
   CudaLane(const CudaOptions& options, const LaneLimits& limits);
+  absl::StatusOr<Kernel> ExpandOnDevice();
   cudaError_t Launch(Kernel kernel, const DoneFlags& done);
+  // Until the kernel's flags, one for each of `blocks`, are set; 0: until the stream is done.
   absl::Status AwaitDone(int64_t blocks) const;
+  // Whether the stream is done; DEADLINE_EXCEEDED when it is not at `deadline`.
+  absl::StatusOr<bool> Done(std::chrono::steady_clock::time_point deadline) const;
 
   const CudaOptions options_;
   std::vector<int32_t> extend_seq_lens_;

@@ -56,6 +56,10 @@ stage backends gtest kernels_test '*'
 stage launchers gtest cuda_test '*'
 stage allocations gtest allocation_test '*'
 stage through-grpc gtest e2e_test '*/cuda*'
+# Each ends its process's device.
+for fault in WritesOutOfBounds Hangs; do
+  stage "fault-$fault" gtest cuda_fault_test "*$fault*"
+done
 # The tier between: the driver compiles the PTX.
 CUDA_FORCE_PTX_JIT=1 stage ptx-backends gtest kernels_test '*cuda*'
 CUDA_FORCE_PTX_JIT=1 stage ptx-launchers gtest cuda_test '*'

@@ -23,6 +23,7 @@ class PuppetLane final : public kernels::Lane {
     absl::Status result;
     kernels::Kernel kernel = kernels::Kernel::kCpu;
     std::vector<size_t> batch_sizes;
+    const int32_t* first_output = nullptr;  // of the last batch
 
     void Allow(int batches) {
       MutexLock lock(&mutex);
@@ -40,6 +41,7 @@ class PuppetLane final : public kernels::Lane {
   absl::StatusOr<kernels::Kernel> Expand() override {
     MutexLock lock(&strings_.mutex);
     strings_.batch_sizes.push_back(batch_.requests().size());
+    strings_.first_output = batch_.requests().front().out[0];
     const int number = ++strings_.started;
     strings_.changed.SignalAll();
     while (strings_.allowed < number) strings_.changed.Wait(strings_.mutex);
@@ -55,6 +57,11 @@ class PuppetLane final : public kernels::Lane {
 
 class BatcherTest : public ::testing::Test {
  protected:
+  static Batcher::Options Policy() {
+    Batcher::Options options;
+    options.policy = {.max_requests = 1'000, .max_sequences = 1'000, .max_tokens = 1'000};
+    return options;
+  }
   void MakeBatcher(Batcher::Options options, int lanes = 1, kernels::BackendKind backend = kernels::BackendKind::kCpu) {
     std::vector<std::unique_ptr<kernels::Lane>> made;
     for (int i = 0; i < lanes; ++i) made.push_back(std::make_unique<PuppetLane>(strings_));
@@ -68,18 +75,17 @@ class BatcherTest : public ::testing::Test {
     return refusal;
   }
 
-  static constexpr Batcher::Options kOptions = {
-      .policy = {.max_requests = 1'000, .max_sequences = 1'000, .max_tokens = 1'000}};
   Metrics metrics_;
   const std::shared_ptr<OutputPool> pool_ =
-      *OutputPool::Create(*kernels::AllocatePageable(256 * OutputPool::kBlockBytes));
+      *OutputPool::Create(*kernels::AllocatePageable(256 * OutputPool::kBlockBytes),
+                          {.spare = *kernels::AllocatePageable(256 * OutputPool::kBlockBytes), .caller_share = 1});
   PuppetLane::Strings strings_;
   std::unique_ptr<Batcher> batcher_;
 };
 
 TEST_F(BatcherTest, RunsOnTheSubmittersThreadWhenALaneIsFree) {
   strings_.Allow(1);
-  MakeBatcher(kOptions);
+  MakeBatcher(Policy());
   RecordingResponder responder;
   EXPECT_FALSE(Submit(responder));
   EXPECT_EQ(responder.answers(), 1) << "the answer was to be there when Submit returned";
@@ -87,7 +93,7 @@ TEST_F(BatcherTest, RunsOnTheSubmittersThreadWhenALaneIsFree) {
 }
 
 TEST_F(BatcherTest, TimingSaysWhereADevicesBatchWasComputed) {
-  MakeBatcher(kOptions, /*lanes=*/1, kernels::BackendKind::kCuda);
+  MakeBatcher(Policy(), /*lanes=*/1, kernels::BackendKind::kCuda);
   for (const auto& [kernel, backend] :
        {std::pair(kernels::Kernel::kRows, v1::BACKEND_CUDA), {kernels::Kernel::kCpu, v1::BACKEND_CPU}}) {
     strings_.kernel = kernel;
@@ -103,7 +109,7 @@ TEST_F(BatcherTest, TimingSaysWhereADevicesBatchWasComputed) {
 }
 
 TEST_F(BatcherTest, LeavesALargeBatchToAWorker) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.max_inline_tokens = 1;
   MakeBatcher(options);
   RecordingResponder small;
@@ -120,7 +126,7 @@ TEST_F(BatcherTest, LeavesALargeBatchToAWorker) {
 }
 
 TEST_F(BatcherTest, TakesWhatArrivedWhileItsLaneWasBusyAsOneBatch) {
-  MakeBatcher(kOptions);
+  MakeBatcher(Policy());
   std::deque<RecordingResponder> responders(6);
   std::thread first([&] { Submit(responders[0]); });
   strings_.AwaitStarted(1);
@@ -136,7 +142,7 @@ TEST_F(BatcherTest, TakesWhatArrivedWhileItsLaneWasBusyAsOneBatch) {
 }
 
 TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
-  MakeBatcher(kOptions, /*lanes=*/2);
+  MakeBatcher(Policy(), /*lanes=*/2);
   std::deque<RecordingResponder> responders(2);
   std::thread first([&] { Submit(responders[0]); });
   std::thread second([&] { Submit(responders[1]); });
@@ -148,7 +154,7 @@ TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
 }
 
 TEST_F(BatcherTest, SmallBatchesShareALaneWhereTheyAreToldToAndLargeOnesDoNot) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.small_batch_lanes = 1;
   options.small_batch_tokens = 2;
   MakeBatcher(options, /*lanes=*/3);
@@ -169,7 +175,7 @@ TEST_F(BatcherTest, SmallBatchesShareALaneWhereTheyAreToldToAndLargeOnesDoNot) {
 }
 
 TEST_F(BatcherTest, ALargeBatchKeepsNoSmallOneWaiting) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.small_batch_lanes = 1;
   options.small_batch_tokens = 2;
   MakeBatcher(options, /*lanes=*/2);
@@ -189,7 +195,7 @@ TEST_F(BatcherTest, ALargeBatchKeepsNoSmallOneWaiting) {
 }
 
 TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndLeavesItToTheCaller) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.max_queue_requests = 1;
   MakeBatcher(options);
   std::deque<RecordingResponder> responders(3);
@@ -209,7 +215,7 @@ TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndLeavesItToTheCaller) {
 
 TEST_F(BatcherTest, LaunchesNothingForARequestWhoseDeadlineHasPassed) {
   strings_.Allow(1);
-  MakeBatcher(kOptions);
+  MakeBatcher(Policy());
   RecordingResponder responder;
   Submit(responder, Clock::now() - std::chrono::milliseconds(1));
   responder.AwaitAnswer();
@@ -219,7 +225,7 @@ TEST_F(BatcherTest, LaunchesNothingForARequestWhoseDeadlineHasPassed) {
 
 TEST_F(BatcherTest, LaunchesNothingForACancelledRequest) {
   strings_.Allow(1);
-  MakeBatcher(kOptions);
+  MakeBatcher(Policy());
   RecordingResponder responder;
   responder.Cancel();
   Submit(responder);
@@ -228,19 +234,70 @@ TEST_F(BatcherTest, LaunchesNothingForACancelledRequest) {
   EXPECT_EQ(strings_.started, 0);
 }
 
-TEST_F(BatcherTest, AnswersInternalWhenTheLaneFails) {
+TEST_F(BatcherTest, ComputesWhatALaneFailsAtOnTheCpuAndAsksNoLaneAgain) {
   strings_.Allow(1);
-  strings_.result = absl::InternalError("device lost at 0x1234");
-  MakeBatcher(kOptions);
-  RecordingResponder responder;
-  Submit(responder);
-  ASSERT_TRUE(responder.refusal().has_value());
-  EXPECT_EQ(responder.refusal()->code, grpc::StatusCode::INTERNAL);
-  EXPECT_EQ(responder.refusal()->message.find("0x1234"), std::string::npos) << "a caller is told no internals";
+  strings_.result = absl::UnavailableError("device lost");
+  Batcher::Options options = Policy();
+  std::vector<absl::Status> reported;
+  options.device_lost = [&](const absl::Status& why) { reported.push_back(why); };
+  MakeBatcher(options, /*lanes=*/2, kernels::BackendKind::kCuda);
+  for (int i = 0; i < 3; ++i) {
+    RecordingResponder responder;
+    std::unique_ptr<Task> task = MakeTask(responder, *pool_, /*sequences=*/2);
+    task->expansion.include_timing = true;
+    EXPECT_FALSE(batcher_->Submit(&task));
+    v1::ExpandResponse reply;
+    ASSERT_FALSE(Decode(responder.reply().value(), &reply));
+    EXPECT_EQ(std::vector<int>(reply.seqlens_expanded().begin(), reply.seqlens_expanded().end()),
+              (std::vector<int>{100, 101}));
+    EXPECT_EQ(reply.timing().backend(), v1::BACKEND_CPU);
+    std::vector<grpc::Slice> slices;
+    ASSERT_TRUE(responder.reply()->Dump(&slices).ok());
+    const auto* failed = reinterpret_cast<const uint8_t*>(strings_.first_output);
+    for (const grpc::Slice& slice : slices) {
+      EXPECT_FALSE(slice.begin() <= failed && failed < slice.end()) << "sent from memory that the device may write to";
+    }
+  }
+  EXPECT_EQ(strings_.started, 1) << "a lane was asked after one had failed";
+  EXPECT_EQ(reported, (std::vector<absl::Status>{strings_.result}));
+  EXPECT_TRUE(batcher_->device_lost());
+}
+
+TEST_F(BatcherTest, HoldsACallersRequestsToItsShareOnceTheQueueIsHalfFull) {
+  Batcher::Options options = Policy();
+  options.max_queue_requests = 8;
+  options.caller_share = 0.25;
+  MakeBatcher(options);
+  std::deque<RecordingResponder> responders(10);
+  std::thread first([&] { Submit(responders[0]); });
+  strings_.AwaitStarted(1);
+  const auto submit = [&](RecordingResponder& responder, Account account) {
+    std::unique_ptr<Task> task = MakeTask(responder, *pool_);
+    task->account = account;
+    std::optional<Refusal> refusal = batcher_->Submit(&task);
+    if (refusal) task->Refuse(*refusal);
+    return refusal;
+  };
+  for (int i = 1; i <= 5; ++i) EXPECT_FALSE(submit(responders[i], 7)) << "not half full yet";
+  const std::optional<Refusal> refusal = submit(responders[6], 7);
+  ASSERT_TRUE(refusal.has_value());
+  EXPECT_EQ(refusal->reason, v1::REFUSAL_REASON_CALLER_SHARE);
+  EXPECT_EQ(refusal->code, grpc::StatusCode::UNAVAILABLE);
+  EXPECT_EQ(refusal->value, 5);
+  EXPECT_EQ(refusal->limit, 2);
+  EXPECT_GT(refusal->retry_after.count(), 0);
+  EXPECT_FALSE(submit(responders[7], 8)) << "another caller's";
+  EXPECT_FALSE(submit(responders[8], kNoAccount)) << "nobody's";
+  strings_.Allow(2);
+  first.join();
+  for (int i : {1, 2, 3, 4, 5, 7, 8}) responders[i].AwaitAnswer();
+  strings_.Allow(1);
+  EXPECT_FALSE(submit(responders[9], 7)) << "it has nothing in the queue any more";
+  responders[9].AwaitAnswer();
 }
 
 TEST_F(BatcherTest, WithADelayRequestsMeetInOneBatchThoughALaneIsFree) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.policy.max_sequences = 3;
   options.policy.delay = std::chrono::hours(1);
   strings_.Allow(1);
@@ -255,7 +312,7 @@ TEST_F(BatcherTest, WithADelayRequestsMeetInOneBatchThoughALaneIsFree) {
 }
 
 TEST_F(BatcherTest, ADelayEndsByItself) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.policy.delay = std::chrono::milliseconds(1);
   strings_.Allow(1);
   MakeBatcher(options);
@@ -266,7 +323,7 @@ TEST_F(BatcherTest, ADelayEndsByItself) {
 }
 
 TEST_F(BatcherTest, AnswersAllThatWaitsBeforeItEnds) {
-  Batcher::Options options = kOptions;
+  Batcher::Options options = Policy();
   options.policy.delay = std::chrono::hours(1);
   strings_.Allow(10);
   MakeBatcher(options);
@@ -278,7 +335,7 @@ TEST_F(BatcherTest, AnswersAllThatWaitsBeforeItEnds) {
 
 TEST_F(BatcherTest, AnswersEachOfManyThreadsExactlyOnce) {
   strings_.Allow(1 << 30);
-  MakeBatcher(kOptions, /*lanes=*/2);
+  MakeBatcher(Policy(), /*lanes=*/2);
   std::vector<std::thread> threads;
   for (int i = 0; i < 8; ++i) {
     threads.emplace_back([this] {

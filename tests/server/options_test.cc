@@ -38,6 +38,15 @@ TEST(OptionsTest, NamesTheFlagAndTheValueItRefuses) {
   ExpectRefused([](Options& o) { o.connection.handshake_timeout = absl::ZeroDuration(); }, "handshake_timeout", "0");
   ExpectRefused([](Options& o) { o.max_rpc_duration = absl::InfiniteDuration(); }, "max_rpc_duration", "inf");
   ExpectRefused([](Options& o) { o.backend = "gpu"; }, "backend", "gpu");
+  ExpectRefused([](Options& o) { o.on_gpu_fault = "panic"; }, "on_gpu_fault", "=panic");
+  ExpectRefused([](Options& o) { o.gpu_timeout = absl::ZeroDuration(); }, "gpu_timeout", "=0");
+  ExpectRefused([](Options& o) { o.write_stall_timeout = absl::ZeroDuration(); }, "write_stall_timeout", "=0");
+  ExpectRefused([](Options& o) { o.stream_idle_timeout = absl::ZeroDuration(); }, "stream_idle_timeout", "=0");
+  ExpectRefused([](Options& o) { o.caller_share = 0; }, "caller_share", "=0");
+  ExpectRefused([](Options& o) { o.caller_share = 1.5; }, "caller_share", "=1.5");
+  ExpectRefused([](Options& o) { o.trusted_proxies = {"10.0.0.0/99"}; }, "trusted_proxies", "10.0.0.0/99");
+  ExpectRefused([](Options& o) { o.caller_metadata = "X-Caller"; }, "caller_metadata", "X-Caller");
+  ExpectRefused([](Options& o) { o.caller_metadata = "x-caller"; }, "trusted_proxies", "");
   ExpectRefused([](Options& o) { o.listen = {}; }, "listen", "");
   ExpectRefused([](Options& o) { o.listen = {"127.0.0.1"}; }, "listen", "127.0.0.1");
   ExpectRefused([](Options& o) { o.metrics_listen = "unix:/tmp/x"; }, "metrics_listen", "unix:/tmp/x");

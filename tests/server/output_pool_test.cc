@@ -73,7 +73,7 @@ TEST(OutputPoolTest, CountsHeapCopiesInTheSameBudget) {
   std::optional<grpc::Slice> copy;
   {
     const std::vector<grpc::Slice> parts = {permit.Slice(0, 1), permit.Slice(1, 1)};
-    copy = pool->CopyToHeap(parts);
+    copy = pool->CopyToHeap(parts, kNoAccount);
   }
   ASSERT_TRUE(copy.has_value());
   EXPECT_EQ(std::string(copy->begin(), copy->end()), "ab");
@@ -89,7 +89,7 @@ TEST(OutputPoolTest, DoesNotCopyPastTheBudget) {
   const auto pool = MakePool(2);
   const OutputPermit permit = pool->Reserve(2 * kBlock);
   const std::vector<grpc::Slice> parts = {permit.Slice(0, 1)};
-  EXPECT_FALSE(pool->CopyToHeap(parts).has_value());
+  EXPECT_FALSE(pool->CopyToHeap(parts, kNoAccount).has_value());
   EXPECT_EQ(pool->blocks_high_water(), 2u);
 }
 
@@ -99,6 +99,76 @@ TEST(OutputPoolTest, IsScarceWhenFewerThanAQuarterOfItsBlocksAreFree) {
   EXPECT_FALSE(pool->scarce());
   const OutputPermit seven = pool->Reserve(kBlock);
   EXPECT_TRUE(pool->scarce());
+}
+
+TEST(OutputPoolTest, HoldsAnAccountToItsShareOnceMoreThanHalfIsInUse) {
+  constexpr Account kOne = 1;
+  constexpr Account kOther = 2;
+  const auto pool =
+      *OutputPool::Create(*kernels::AllocatePageable(16 * kBlock), {.spare = std::nullopt, .caller_share = 0.25});
+  std::vector<OutputPermit> permits;
+  for (int i = 0; i < 9; ++i) {
+    permits.push_back(pool->Reserve(1, kOne));
+    EXPECT_TRUE(permits.back()) << "half of it was free for block " << i;
+  }
+  EXPECT_FALSE(pool->Reserve(1, kOne));
+  EXPECT_TRUE(pool->OverShare(1, kOne));
+  EXPECT_FALSE(pool->OverShare(4 * kBlock, kOther));
+  EXPECT_TRUE(pool->OverShare(5 * kBlock, kOther));
+  const OutputPermit others = pool->Reserve(4 * kBlock, kOther);
+  EXPECT_TRUE(others);
+  EXPECT_FALSE(pool->Reserve(1, kOther));
+  EXPECT_TRUE(pool->Reserve(1, kNoAccount)) << "no share is nobody's";
+  permits.clear();
+  EXPECT_TRUE(pool->Reserve(1, kOne)) << "less than half is in use again";
+}
+
+TEST(OutputPoolTest, ChargesHeapCopiesToTheirAccount) {
+  constexpr Account kOne = 1;
+  const auto pool =
+      *OutputPool::Create(*kernels::AllocatePageable(8 * kBlock), {.spare = std::nullopt, .caller_share = 0.25});
+  OutputPermit permit = pool->Reserve(5 * kBlock, kOne);
+  std::optional<grpc::Slice> copy;
+  {
+    const std::vector<grpc::Slice> parts = {permit.Slice(0, 2 * kBlock)};
+    copy = pool->CopyToHeap(parts, permit.account());
+  }
+  permit = OutputPermit();
+  const OutputPermit others = pool->Reserve(3 * kBlock, 2);
+  EXPECT_TRUE(pool->OverShare(1, kOne)) << "its copy holds all of its share";
+  copy.reset();
+  const OutputPermit more = pool->Reserve(2 * kBlock, 2);
+  EXPECT_FALSE(pool->OverShare(1, kOne));
+}
+
+TEST(OutputPoolTest, HandsOutNoBlockOfMemoryThatItHasLeft) {
+  kernels::HostBuffer memory = *kernels::AllocatePageable(4 * kBlock);
+  const uint8_t* const begin = memory.data();
+  const auto pool =
+      *OutputPool::Create(std::move(memory), {.spare = *kernels::AllocatePageable(4 * kBlock), .caller_share = 1});
+  const auto is_old = [&](const OutputPermit& permit) {
+    return permit.data() >= begin && permit.data() < begin + 4 * kBlock;
+  };
+  OutputPermit failed = pool->Reserve(2 * kBlock);
+  OutputPermit sent = pool->Reserve(kBlock);
+  EXPECT_TRUE(is_old(failed));
+  memcpy(sent.data(), "sent", 4);
+  std::optional<grpc::Slice> slice = sent.Slice(0, 4);
+  sent = OutputPermit();
+
+  pool->LeaveMemory();
+  pool->Renew(failed);
+  ASSERT_TRUE(failed);
+  EXPECT_FALSE(is_old(failed));
+  EXPECT_EQ(std::string(slice->begin(), slice->end()), "sent") << "what is on its way stays";
+  EXPECT_EQ(pool->blocks_in_use(), 3u) << "old and new count in one budget";
+  EXPECT_FALSE(pool->Reserve(2 * kBlock));
+  slice.reset();
+  failed = OutputPermit();
+  EXPECT_EQ(pool->blocks_in_use(), 0u);
+  const OutputPermit all = pool->Reserve(4 * kBlock);
+  ASSERT_TRUE(all);
+  EXPECT_FALSE(is_old(all));
 }
 
 TEST(OutputPoolTest, FindsARunBetweenOthers) {

@@ -25,12 +25,13 @@ server::Options LoopbackOptions() {
   return options;
 }
 
-RunningServer::RunningServer(const server::Options& options, std::unique_ptr<kernels::Backend> backend) {
+RunningServer::RunningServer(const server::Options& options, std::unique_ptr<kernels::Backend> backend,
+                             server::Failpoints* failpoints) {
   // Keeps gRPC's library up between servers: its end may wait ten seconds for a poll of its own.
   // Volatile, or the pointer is optimised away and LeakSanitizer finds what it pointed to.
   [[maybe_unused]] static grpc::CompletionQueue* const volatile keep = new grpc::CompletionQueue;
   auto started =
-      backend == nullptr ? server::Server::Start(options) : server::Server::Start(options, std::move(backend));
+      server::Server::Start(options, {.backend = std::move(backend), .failpoints = failpoints, .end = nullptr});
   if (!started.ok()) {
     ADD_FAILURE() << "the server did not start: " << started.status();
     std::abort();

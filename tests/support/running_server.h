@@ -19,7 +19,7 @@ class RunningServer {
  public:
   // Fails the test when it does not start. `backend` null: the one that the options name.
   explicit RunningServer(const server::Options& options = LoopbackOptions(),
-                         std::unique_ptr<kernels::Backend> backend = nullptr);
+                         std::unique_ptr<kernels::Backend> backend = nullptr, server::Failpoints* failpoints = nullptr);
 
   server::Server& server() { return *server_; }
   // A new connection's channel.

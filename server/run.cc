@@ -1,0 +1,60 @@
+#include "server/run.h"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_join.h"
+#include "absl/synchronization/mutex.h"
+#include "server/stop_signals.h"
+#include "spdlog/sinks/stdout_sinks.h"
+#include "spdlog/spdlog.h"
+
+namespace nsa::metadata::server {
+namespace {
+
+// Each connection takes a descriptor.
+void RaiseDescriptorLimit() {
+  rlimit limit = {};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+// gRPC's and the HTTP server's own ends may take seconds, and nothing is left to be done.
+[[noreturn]] void Exit(int code) {
+  spdlog::shutdown();
+  std::quick_exit(code);
+}
+
+}  // namespace
+
+void ServeAndExit(const Options& options, Surroundings surroundings) {
+  // Debian's abseil is built with its detector of lock cycles: a graph behind one lock, which every lock that gRPC
+  // takes goes through. It is a sixth of the instructions of a call.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+  spdlog::set_default_logger(spdlog::stderr_logger_mt("nsa-metadata-server"));
+  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  const sigset_t signals = BlockStopSignals();
+  RaiseDescriptorLimit();
+  // Comes back from sigwait, like one from outside.
+  surroundings.end = [] { kill(getpid(), SIGTERM); };
+  const auto server = Server::Start(options, std::move(surroundings));
+  if (!server.ok()) {
+    spdlog::error("{}", std::string(server.status().message()));
+    Exit(EXIT_FAILURE);
+  }
+  spdlog::info("serving: grpc={} health={} metrics={}", absl::StrJoin((*server)->listen_addresses(), ","),
+               (*server)->health_address(), (*server)->metrics_address());
+  int signal = 0;
+  sigwait(&signals, &signal);
+  spdlog::info("signal {}", signal);
+  (*server)->Drain();
+  Exit((*server)->device_lost() && options.on_gpu_fault == "exit" ? EXIT_FAILURE : EXIT_SUCCESS);
+}
+
+}  // namespace nsa::metadata::server
