@@ -2,9 +2,8 @@
 
 namespace nsa::metadata::server {
 
-OtherCall::OtherCall(CallContext& context, grpc::ServerCompletionQueue& queue)
-    : place_(context.live), context_(context), queue_(queue) {
-  context_.other_methods.RequestCall(&server_context_, &stream_, &queue_, &queue_, Started(&arrived_tag_));
+OtherCall::OtherCall(CallContext& context, CallQueue& queue) : place_(context.live), context_(context), queue_(queue) {
+  context_.other_methods.RequestCall(&server_context_, &stream_, queue_.get(), queue_.get(), Started(&arrived_tag_));
 }
 
 void OtherCall::OnArrived(bool ok) {

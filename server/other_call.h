@@ -2,6 +2,7 @@
 #pragma once
 
 #include "grpcpp/generic/async_generic_service.h"
+#include "server/call_queue.h"
 #include "server/clock.h"
 #include "server/completion_queue.h"
 #include "server/service.h"
@@ -13,10 +14,10 @@ namespace nsa::metadata::server {
 class OtherCall {
  public:
   // Begins to take such calls from `queue`, one at a time.
-  static void Await(CallContext& context, grpc::ServerCompletionQueue& queue) { new OtherCall(context, queue); }
+  static void Await(CallContext& context, CallQueue& queue) { new OtherCall(context, queue); }
 
  private:
-  OtherCall(CallContext& context, grpc::ServerCompletionQueue& queue);
+  OtherCall(CallContext& context, CallQueue& queue);
   ~OtherCall() = default;
 
   void OnArrived(bool ok);
@@ -24,7 +25,7 @@ class OtherCall {
 
   LiveCalls::Place place_;
   CallContext& context_;
-  grpc::ServerCompletionQueue& queue_;
+  CallQueue& queue_;
   grpc::GenericServerContext server_context_;
   grpc::GenericServerAsyncReaderWriter stream_{&server_context_};
   MemberTag<OtherCall> arrived_tag_{this, &OtherCall::OnArrived};

@@ -94,7 +94,8 @@ OutputPermit OutputPool::Reserve(size_t bytes, Account account) {
 
 bool OutputPool::OverShare(size_t bytes, Account account) const {
   MutexLock lock(&mutex_);
-  return PassesShare(std::max<size_t>(BlocksFor(bytes), 1), account);
+  const size_t count = std::max<size_t>(BlocksFor(bytes), 1);
+  return blocks_in_use() + count <= num_blocks_ && PassesShare(count, account);
 }
 
 bool OutputPool::PassesShare(size_t count, Account account) const {

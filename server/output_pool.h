@@ -76,7 +76,7 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   // Neighbouring blocks for `bytes`, charged to `account`; empty when the budget, or the account's share of it, has
   // none.
   OutputPermit Reserve(size_t bytes, Account account = kNoAccount);
-  // Whether it is the share that `bytes` more would pass.
+  // Whether `bytes` more would pass the account's share, though not the budget.
   bool OverShare(size_t bytes, Account account) const;
 
   // Hands out no block of the memory any more, but the spare's, without which nothing happens: a device that failed may

@@ -1,7 +1,10 @@
 #include "server/service.h"
 
+#include <algorithm>
+#include <functional>
 #include <utility>
 
+#include "absl/time/time.h"
 #include "server/completion_queue.h"
 #include "server/other_call.h"
 #include "server/stream_call.h"
@@ -12,6 +15,12 @@ namespace {
 
 // Expand calls that a queue waits for at once: a burst finds a taker without a turn of the queue's thread each.
 constexpr int kExpandCallsWaiting = 32;
+
+// Timeouts are kept to a quarter, or to a second.
+Clock::duration LookPeriod(const Options& options) {
+  const absl::Duration shortest = std::min(options.write_stall_timeout, options.stream_idle_timeout);
+  return absl::ToChronoNanoseconds(std::clamp(shortest / 4, absl::Milliseconds(1), absl::Seconds(1)));
+}
 
 }  // namespace
 
@@ -32,6 +41,11 @@ void OpenStreams::Drain() {
   for (StreamCall* stream : streams_) stream->Drain();
 }
 
+void OpenStreams::Look(TimePoint now) {
+  MutexLock lock(&mutex_);
+  for (StreamCall* stream : streams_) stream->Look(now);
+}
+
 Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, ServerInfos infos)
     : context_{.options = options,
                .pool = pool,
@@ -47,7 +61,9 @@ void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.service);
   builder.RegisterAsyncGenericService(&context_.other_methods);
   context_.health.Register(builder);
-  for (int64_t i = 0; i < context_.options.completion_queues; ++i) queues_.push_back(builder.AddCompletionQueue());
+  for (int64_t i = 0; i < context_.options.completion_queues; ++i) {
+    queues_.push_back(std::make_unique<CallQueue>(builder.AddCompletionQueue()));
+  }
 }
 
 void Service::Start() {
@@ -56,8 +72,11 @@ void Service::Start() {
     AwaitGetServerInfo(context_, *queue);
     StreamCall::Await(context_, *queue);
     OtherCall::Await(context_, *queue);
-    context_.health.AwaitCalls(*queue);
-    threads_.emplace_back([&queue = *queue] { RunQueue(queue); });
+    context_.health.AwaitCalls(*queue->get());
+    // Streams are looked at once, whichever queues they are of.
+    const bool first = queue == queues_.front();
+    queue->Start(LookPeriod(context_.options),
+                 first ? [this](TimePoint now) { context_.streams.Look(now); } : std::function<void(TimePoint)>());
   }
 }
 
@@ -69,8 +88,7 @@ void Service::DrainStreams() {
 void Service::Stop() {
   // A queue that is shut down aborts the process when an answer is put on it.
   context_.live.AwaitNone();
-  for (const auto& queue : queues_) queue->Shutdown();
-  for (std::thread& thread : threads_) thread.join();
+  for (const auto& queue : queues_) queue->Stop();
 }
 
 }  // namespace nsa::metadata::server

@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <memory>
 #include <string>
-#include <thread>
 #include <unordered_set>
 #include <vector>
 
@@ -13,6 +12,7 @@
 #include "grpcpp/server_builder.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
+#include "server/call_queue.h"
 #include "server/callers.h"
 #include "server/health_service.h"
 #include "server/live_calls.h"
@@ -57,6 +57,7 @@ class OpenStreams {
   bool Add(StreamCall* stream);
   void Remove(StreamCall* stream);
   void Drain();
+  void Look(TimePoint now);
 
  private:
   Mutex mutex_;
@@ -106,8 +107,7 @@ class Service {
 
  private:
   CallContext context_;
-  std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
-  std::vector<std::thread> threads_;
+  std::vector<std::unique_ptr<CallQueue>> queues_;
 };
 
 }  // namespace nsa::metadata::server

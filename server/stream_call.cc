@@ -19,12 +19,19 @@ Refusal Draining() {
   return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
 }
 
+Refusal Idle(absl::Duration timeout) {
+  Refusal refusal = DeadlinePassed();
+  refusal.message =
+      absl::StrCat("no item came on the stream within stream_idle_timeout, ", absl::FormatDuration(timeout));
+  return refusal;
+}
+
 }  // namespace
 
-StreamCall::StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue)
+StreamCall::StreamCall(CallContext& context, CallQueue& queue)
     : place_(context.live), context_(context), queue_(queue) {
   server_context_.AsyncNotifyWhenDone(Started(&done_tag_));
-  context_.service.RequestExpandStream(&server_context_, &stream_, &queue_, Started(&arrived_tag_));
+  context_.service.RequestExpandStream(&server_context_, &stream_, queue_.get(), Started(&arrived_tag_));
 }
 
 void StreamCall::OnArrived(bool ok) {
@@ -39,6 +46,7 @@ void StreamCall::OnArrived(bool ok) {
   account_ = context_.callers.AccountOf(server_context_);
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
+  last_message_ = arrived_;
   refusal_ = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes);
   reads_done_ = refusal_.has_value();
   draining_ = draining_ || draining;
@@ -51,6 +59,7 @@ void StreamCall::OnRead(bool ok) {
     MutexLock lock(&mutex_);
     // A drain may have ended the call while this message was on its way here.
     take = ok && !finishing_;
+    last_message_ = Clock::now();
     taking_ = take;
   }
   if (take) Take(incoming_);
@@ -122,7 +131,7 @@ void StreamCall::AdmitOrWait(std::unique_ptr<Task> task) {
     waiting_task_ = std::move(task);
     MutexLock lock(&mutex_);
     admitting_ = true;
-    retry_.Set(&queue_, std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
+    retry_.Set(queue_.get(), std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
   }
 }
 
@@ -196,6 +205,7 @@ void StreamCall::OnWritten(bool ok) {
     writing_ = false;
     const Outgoing& written = outbox_.front();
     const TimePoint now = Clock::now();
+    last_message_ = now;
     if (ok) context_.metrics.Sent(Nanoseconds(write_started_, now));
     if (written.last) {
       --unanswered_;
@@ -223,6 +233,19 @@ void StreamCall::Drain() {
   MutexLock lock(&mutex_);
   draining_ = true;
   Pump();
+}
+
+void StreamCall::Look(TimePoint now) {
+  MutexLock lock(&mutex_);
+  const Options& options = context_.options;
+  if (writing_ && now - write_started_ > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
+    server_context_.TryCancel();
+  } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ &&
+             now - last_message_ > absl::ToChronoNanoseconds(options.stream_idle_timeout)) {
+    reads_done_ = true;
+    refusal_ = Idle(options.stream_idle_timeout);
+    Pump();
+  }
 }
 
 void StreamCall::Pump() {

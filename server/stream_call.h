@@ -14,6 +14,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
 #include "grpcpp/support/byte_buffer.h"
+#include "server/call_queue.h"
 #include "server/clock.h"
 #include "server/completion_queue.h"
 #include "server/mutex.h"
@@ -30,10 +31,13 @@ namespace nsa::metadata::server {
 class StreamCall {
  public:
   // Begins to take ExpandStream calls from `queue`, one at a time.
-  static void Await(CallContext& context, grpc::ServerCompletionQueue& queue) { new StreamCall(context, queue); }
+  static void Await(CallContext& context, CallQueue& queue) { new StreamCall(context, queue); }
 
   // Answers what was read, reads no more, and ends UNAVAILABLE. Any thread.
   void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
+  // Ends it when no item has come for stream_idle_timeout and none is in flight; cancels it when an answer has waited
+  // for its reader for write_stall_timeout. Any thread.
+  void Look(TimePoint now) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   // An item from its reading to its answer.
@@ -61,7 +65,7 @@ class StreamCall {
     std::optional<uint64_t> frees_id;
   };
 
-  StreamCall(CallContext& context, grpc::ServerCompletionQueue& queue);
+  StreamCall(CallContext& context, CallQueue& queue);
   ~StreamCall() = default;
 
   void OnArrived(bool ok);
@@ -96,7 +100,7 @@ class StreamCall {
 
   LiveCalls::Place place_;
   CallContext& context_;
-  grpc::ServerCompletionQueue& queue_;
+  CallQueue& queue_;
   grpc::ServerContext server_context_;
   AsyncService::Stream stream_{&server_context_};
   MemberTag<StreamCall> arrived_tag_{this, &StreamCall::OnArrived};
@@ -132,6 +136,8 @@ class StreamCall {
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   TimePoint write_started_ ABSL_GUARDED_BY(mutex_);
+  // When the last message was read or written.
+  TimePoint last_message_ ABSL_GUARDED_BY(mutex_);
   std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);  // of the call as a whole
 };
 

@@ -21,7 +21,7 @@ constexpr size_t kKeptBytes = 64 << 10;
 
 }  // namespace
 
-UnaryCall::UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue)
+UnaryCall::UnaryCall(Method method, CallContext& context, CallQueue& queue)
     : place_(context.live), context_(context), queue_(queue), method_(method) {}
 
 void UnaryCall::AwaitCall() {
@@ -36,6 +36,7 @@ void UnaryCall::OnArrived(bool ok) {
   }
   arrived_ = Clock::now();
   place_.Begin();
+  queue_.Watch(*this);
   context_.metrics.CallStarted(method_);
   MakeSuccessor();
   if (std::optional<Refusal> refusal = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes)) {
@@ -58,7 +59,7 @@ TimePoint UnaryCall::Deadline() const {
 }
 
 void UnaryCall::Send(ReplyMessage reply) {
-  answered_ = Clock::now();
+  answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = grpc::StatusCode::OK;
   writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
 }
@@ -68,7 +69,7 @@ void UnaryCall::SendRefusal(const Refusal& refusal) {
   if (refusal.retry_after.count() > 0) {
     server_context_.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(refusal.retry_after.count()));
   }
-  answered_ = Clock::now();
+  answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = refusal.code;
   writer_.FinishWithError(ToStatus(refusal), Started(&sent_tag_));
 }
@@ -77,7 +78,7 @@ void UnaryCall::OnSent(bool ok) {
   const TimePoint now = Clock::now();
   context_.metrics.CallHandled(method_, code_, Nanoseconds(arrived_, now));
   if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) {
-    context_.metrics.Sent(Nanoseconds(answered_, now));
+    context_.metrics.Sent(Nanoseconds(TimePoint(Clock::duration(answered_.load(std::memory_order_relaxed))), now));
   }
   if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.Cancelled(Stage::kSend);
   Unref();
@@ -86,6 +87,13 @@ void UnaryCall::OnSent(bool ok) {
 void UnaryCall::OnDone(bool) {
   if (server_context_.IsCancelled()) cancelled_.store(true, std::memory_order_relaxed);
   Unref();
+}
+
+void UnaryCall::Look(TimePoint now) {
+  const Clock::rep answered = answered_.load(std::memory_order_relaxed);
+  if (answered == 0) return;
+  const auto waits = now - TimePoint(Clock::duration(answered));
+  if (waits > absl::ToChronoNanoseconds(context_.options.write_stall_timeout)) server_context_.TryCancel();
 }
 
 void UnaryCall::Unref() {
@@ -97,9 +105,7 @@ namespace {
 
 class ExpandCall final : public UnaryCall, public Responder, public Recycled<ExpandCall> {
  public:
-  ExpandCall(CallContext& context, grpc::ServerCompletionQueue& queue) : UnaryCall(Method::kExpand, context, queue) {
-    AwaitCall();
-  }
+  ExpandCall(CallContext& context, CallQueue& queue) : UnaryCall(Method::kExpand, context, queue) { AwaitCall(); }
 
   bool cancelled() const override { return caller_gone(); }
   void Reply(Messages reply) override { Send(std::move(reply.front())); }
@@ -107,7 +113,7 @@ class ExpandCall final : public UnaryCall, public Responder, public Recycled<Exp
 
  private:
   void Request(void* tag) override {
-    context_.service.RequestExpand(&server_context_, &request_, &writer_, &queue_, tag);
+    context_.service.RequestExpand(&server_context_, &request_, &writer_, queue_.get(), tag);
   }
   void MakeSuccessor() override { new ExpandCall(context_, queue_); }
   void Handle() override;
@@ -137,14 +143,13 @@ void ExpandCall::Handle() {
 
 class GetServerInfoCall final : public UnaryCall {
  public:
-  GetServerInfoCall(CallContext& context, grpc::ServerCompletionQueue& queue)
-      : UnaryCall(Method::kGetServerInfo, context, queue) {
+  GetServerInfoCall(CallContext& context, CallQueue& queue) : UnaryCall(Method::kGetServerInfo, context, queue) {
     AwaitCall();
   }
 
  private:
   void Request(void* tag) override {
-    context_.service.RequestGetServerInfo(&server_context_, &request_, &writer_, &queue_, tag);
+    context_.service.RequestGetServerInfo(&server_context_, &request_, &writer_, queue_.get(), tag);
   }
   void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
   void Handle() override {
@@ -155,9 +160,7 @@ class GetServerInfoCall final : public UnaryCall {
 
 }  // namespace
 
-void AwaitExpand(CallContext& context, grpc::ServerCompletionQueue& queue) { new ExpandCall(context, queue); }
-void AwaitGetServerInfo(CallContext& context, grpc::ServerCompletionQueue& queue) {
-  new GetServerInfoCall(context, queue);
-}
+void AwaitExpand(CallContext& context, CallQueue& queue) { new ExpandCall(context, queue); }
+void AwaitGetServerInfo(CallContext& context, CallQueue& queue) { new GetServerInfoCall(context, queue); }
 
 }  // namespace nsa::metadata::server

@@ -7,6 +7,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_unary_call.h"
 #include "grpcpp/support/byte_buffer.h"
+#include "server/call_queue.h"
 #include "server/clock.h"
 #include "server/completion_queue.h"
 #include "server/refusal.h"
@@ -16,14 +17,10 @@ namespace nsa::metadata::server {
 
 // Waits for a call of its method, makes its successor, handles the call, and deletes itself once gRPC has sent the
 // answer and is done with the call. Both of those are events on the queue, in either order.
-class UnaryCall {
- public:
-  UnaryCall(const UnaryCall&) = delete;
-  UnaryCall& operator=(const UnaryCall&) = delete;
-
+class UnaryCall : public CallQueue::Call {
  protected:
-  UnaryCall(Method method, CallContext& context, grpc::ServerCompletionQueue& queue);
-  virtual ~UnaryCall() = default;
+  UnaryCall(Method method, CallContext& context, CallQueue& queue);
+  ~UnaryCall() override = default;
 
   // Asks the service for a call; `tag` comes back when it has arrived.
   virtual void Request(void* tag) = 0;
@@ -44,7 +41,7 @@ class UnaryCall {
 
   LiveCalls::Place place_;
   CallContext& context_;
-  grpc::ServerCompletionQueue& queue_;
+  CallQueue& queue_;
   grpc::ServerContext server_context_;
   grpc::ByteBuffer request_;
   AsyncService::UnaryWriter writer_{&server_context_};
@@ -54,13 +51,16 @@ class UnaryCall {
   void OnSent(bool ok);
   void OnDone(bool ok);
   void Unref();
+  // Cancels it when its answer has waited too long for its reader.
+  void Look(TimePoint now) override;
 
   const Method method_;
   MemberTag<UnaryCall> arrived_tag_{this, &UnaryCall::OnArrived};
   MemberTag<UnaryCall> sent_tag_{this, &UnaryCall::OnSent};
   MemberTag<UnaryCall> done_tag_{this, &UnaryCall::OnDone};
   TimePoint arrived_;
-  TimePoint answered_;
+  // Clock's ticks; 0: not yet. Written by whoever answers.
+  std::atomic<Clock::rep> answered_{0};
   grpc::StatusCode code_ = grpc::StatusCode::OK;
   std::atomic<bool> cancelled_{false};
   // The answer sent, and the call done.
@@ -68,8 +68,8 @@ class UnaryCall {
 };
 
 // Begins to take Expand calls from `queue`, one at a time.
-void AwaitExpand(CallContext& context, grpc::ServerCompletionQueue& queue);
+void AwaitExpand(CallContext& context, CallQueue& queue);
 // Likewise GetServerInfo.
-void AwaitGetServerInfo(CallContext& context, grpc::ServerCompletionQueue& queue);
+void AwaitGetServerInfo(CallContext& context, CallQueue& queue);
 
 }  // namespace nsa::metadata::server

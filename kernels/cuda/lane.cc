@@ -123,7 +123,7 @@ absl::Status CudaLane::AwaitDone(int64_t blocks) const {
 absl::StatusOr<bool> CudaLane::Done(std::chrono::steady_clock::time_point deadline) const {
   const cudaError_t error = cudaStreamQuery(stream_.get());
   if (error != cudaErrorNotReady) {
-    NSA_RETURN_IF_CUDA_ERROR(error);
+    if (error != cudaSuccess) return StatusOf(error, "a kernel", __FILE_NAME__, __LINE__);
     return true;
   }
   cudaGetLastError();  // not ready would else be the thread's last error

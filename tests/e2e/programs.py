@@ -18,6 +18,8 @@ from scrape import Scrape
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("NSA_METADATA_BUILD", REPOSITORY / "build" / "release"))
 SERVER = BUILD / "server" / "nsa-metadata-server"
+# The same on a device that does what its flags say: --batch_time, --fail_at, --time_to_fail.
+TEST_SERVER = BUILD / "tests" / "nsa-metadata-test-server"
 CLIENT = BUILD / "client" / "nsa-metadata"
 TRACES = Path(os.environ.get("NSA_METADATA_TRACES", REPOSITORY.parent / "shared" / "traces"))
 
@@ -62,12 +64,13 @@ class Server:
     """A nsa-metadata-server on free loopback ports, from `with` on; at the end of `with` it has to exit cleanly.
 
     flags: after the addresses on the command line. env: beside the environment. nofile: its limit of descriptors.
+    program: SERVER, or TEST_SERVER.
     """
 
-    def __init__(self, *flags, env=None, nofile=None, listen="127.0.0.1:0"):
+    def __init__(self, *flags, env=None, nofile=None, listen="127.0.0.1:0", program=SERVER):
         limit = [tool("prlimit"), f"--nofile={nofile}:{nofile}"] if nofile else []
         where = [f"--listen={listen}", "--health_listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0"]
-        self.command = [*limit, str(SERVER), *where, *flags]
+        self.command = [*limit, str(program), *where, *flags]
         self._env = environment(env)
         self._log = []
         self._log_grew = threading.Condition()

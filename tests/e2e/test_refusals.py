@@ -328,7 +328,12 @@ def test_a_busy_lane_behind_a_full_queue_refuses_and_answers_the_rest(stubs, pb)
 
 
 # A reply of 1 MB fits, two don't.
-SMALL_BUDGET = ["--max_reply_bytes=1048576", "--max_unary_reply_bytes=1048576", "--output_budget_bytes=1114112"]
+SMALL_BUDGET = [
+    "--max_reply_bytes=1048576",
+    "--max_unary_reply_bytes=1048576",
+    "--output_budget_bytes=1114112",
+    "--caller_share=1",
+]
 
 
 def test_a_used_budget_refuses_what_comes_next(stubs, pb):

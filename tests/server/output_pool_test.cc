@@ -115,6 +115,7 @@ TEST(OutputPoolTest, HoldsAnAccountToItsShareOnceMoreThanHalfIsInUse) {
   EXPECT_TRUE(pool->OverShare(1, kOne));
   EXPECT_FALSE(pool->OverShare(4 * kBlock, kOther));
   EXPECT_TRUE(pool->OverShare(5 * kBlock, kOther));
+  EXPECT_FALSE(pool->OverShare(8 * kBlock, kOther)) << "it is the budget that has no room for that";
   const OutputPermit others = pool->Reserve(4 * kBlock, kOther);
   EXPECT_TRUE(others);
   EXPECT_FALSE(pool->Reserve(1, kOther));
@@ -137,7 +138,7 @@ TEST(OutputPoolTest, ChargesHeapCopiesToTheirAccount) {
   const OutputPermit others = pool->Reserve(3 * kBlock, 2);
   EXPECT_TRUE(pool->OverShare(1, kOne)) << "its copy holds all of its share";
   copy.reset();
-  const OutputPermit more = pool->Reserve(2 * kBlock, 2);
+  const OutputPermit more = pool->Reserve(2 * kBlock);
   EXPECT_FALSE(pool->OverShare(1, kOne));
 }
 

@@ -1,0 +1,99 @@
+// A completion queue, its thread, and the calls that came from it.
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "grpcpp/alarm.h"
+#include "grpcpp/completion_queue.h"
+#include "server/clock.h"
+#include "server/completion_queue.h"
+#include "server/mutex.h"
+
+namespace nsa::metadata::server {
+
+// Looks at its calls now and then: gRPC ends none of them for taking long.
+class CallQueue {
+ public:
+  // A call, from Watch to its destruction, both on the queue's thread.
+  class Call {
+   public:
+    Call(const Call&) = delete;
+    Call& operator=(const Call&) = delete;
+
+   protected:
+    Call() = default;
+    virtual ~Call() {
+      if (at_ == nullptr) return;
+      *at_ = next_;
+      if (next_ != nullptr) next_->at_ = at_;
+    }
+    // What is to be done about it at `now`. Must not end in its destruction.
+    virtual void Look(TimePoint now) = 0;
+
+   private:
+    friend class CallQueue;
+    Call* next_ = nullptr;
+    Call** at_ = nullptr;  // what points to it
+  };
+
+  explicit CallQueue(std::unique_ptr<grpc::ServerCompletionQueue> queue) : queue_(std::move(queue)) {}
+
+  // For gRPC's operations.
+  grpc::ServerCompletionQueue* get() { return queue_.get(); }
+
+  // Runs the thread. Every `period` it calls Look of its calls, and `also`.
+  void Start(Clock::duration period, std::function<void(TimePoint)> also) {
+    period_ = period;
+    also_ = std::move(also);
+    SetAlarm();
+    thread_ = std::thread([this] { RunQueue(*queue_); });
+  }
+  // Once no operation is started on the queue any more: ends the thread.
+  void Stop() {
+    {
+      MutexLock lock(&mutex_);
+      stopping_ = true;
+      alarm_.Cancel();
+    }
+    queue_->Shutdown();
+    thread_.join();
+  }
+
+  void Watch(Call& call) {
+    call.next_ = first_;
+    call.at_ = &first_;
+    if (first_ != nullptr) first_->at_ = &call.next_;
+    first_ = &call;
+  }
+
+ private:
+  void OnAlarm(bool) {
+    const TimePoint now = Clock::now();
+    for (Call* call = first_; call != nullptr; call = call->next_) call->Look(now);
+    if (also_) also_(now);
+    SetAlarm();
+  }
+  void SetAlarm() ABSL_LOCKS_EXCLUDED(mutex_) {
+    MutexLock lock(&mutex_);
+    if (stopping_) return;
+    const auto period = std::chrono::duration_cast<std::chrono::system_clock::duration>(period_);
+    alarm_.Set(queue_.get(), std::chrono::system_clock::now() + period, Started(&look_tag_));
+  }
+
+  const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+  Call* first_ = nullptr;
+  Clock::duration period_{};
+  std::function<void(TimePoint)> also_;
+  MemberTag<CallQueue> look_tag_{this, &CallQueue::OnAlarm};
+  Mutex mutex_;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  grpc::Alarm alarm_;
+  std::thread thread_;
+};
+
+}  // namespace nsa::metadata::server

@@ -1,0 +1,93 @@
+"""Readers that don't read, and streams that nothing comes on."""
+
+import threading
+
+import grpc
+import pytest
+
+from calls import TIMEOUT_S, channel, refusal_of
+from programs import Server, eventually
+from raw_http2 import RawConnection, frame
+from reference import assert_right
+
+# Far over what a window of 0 lets out.
+REPLY = {"extend_seq_lens": [100_000], "seq_lens": [100_000], "nsa_index_topk": 2048}
+SMALL = {"extend_seq_lens": [3, 2], "seq_lens": [10, 4], "nsa_index_topk": 2048}
+
+
+def blocks_in_use(server):
+    return server.metrics().total("nsa_metadata_output_blocks_in_use")
+
+
+def test_a_reply_that_nobody_reads_is_given_up(stubs, pb):
+    with Server("--write_stall_timeout=300ms") as server, RawConnection(server.address, window=0) as reader:
+        stream = reader.call(frame(pb.ExpandRequest(**REPLY).SerializeToString()))
+        reader.wait_for_headers(stream)
+        assert blocks_in_use(server) > 0
+        reader.answer(stream)  # its end: a reset
+        eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
+        eventually(
+            lambda: server.metrics().by("stage", "nsa_metadata_cancelled_total") == {"send": 1}, "it is counted"
+        )
+
+
+def test_a_streams_answer_that_nobody_reads_ends_the_stream(stubs, pb):
+    with Server("--write_stall_timeout=300ms") as server, RawConnection(server.address, window=0) as reader:
+        message = pb.ExpandStreamRequest(expand=pb.ExpandRequest(**REPLY))
+        stream = reader.call(
+            frame(message.SerializeToString()), path="/nsa.metadata.v1.MetadataService/ExpandStream"
+        )
+        reader.answer(stream)
+        eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
+        assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"Canceled": 1}
+
+
+class Feed:
+    """Messages for a stream, one at a time, until it is closed."""
+
+    def __init__(self):
+        self._messages, self._ready = [], threading.Condition()
+
+    def put(self, message):
+        with self._ready:
+            self._messages.append(message)
+            self._ready.notify()
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        with self._ready:
+            while not self._messages:
+                self._ready.wait()
+            message = self._messages.pop(0)
+        if message is None:
+            raise StopIteration
+        return message
+
+
+def test_a_stream_that_nothing_comes_on_is_ended_and_says_why(stubs, pb):
+    with Server("--stream_idle_timeout=300ms") as server, channel(server.address) as on:
+        feed = Feed()
+        answers = stubs.rpc.MetadataServiceStub(on).ExpandStream(feed, timeout=TIMEOUT_S)
+        request = pb.ExpandRequest(**SMALL)
+        feed.put(pb.ExpandStreamRequest(expand=request))
+        assert_right(next(answers).expansion, request, "REPEAT")
+        with pytest.raises(grpc.RpcError) as ended:
+            next(answers)
+        feed.put(None)
+        refusal = refusal_of(ended.value)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+        assert "stream_idle_timeout, 300ms" in refusal.message
+        assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"DeadlineExceeded": 1}
+
+
+def test_a_stream_whose_item_is_in_flight_is_not_idle(stubs, pb):
+    with Server("--stream_idle_timeout=300ms", "--batch_delay=1s") as server, channel(server.address) as on:
+        feed = Feed()
+        answers = stubs.rpc.MetadataServiceStub(on).ExpandStream(feed, timeout=TIMEOUT_S)
+        request = pb.ExpandRequest(**SMALL)
+        for _ in range(2):
+            feed.put(pb.ExpandStreamRequest(expand=request))
+            assert_right(next(answers).expansion, request, "REPEAT")
+        feed.put(None)
