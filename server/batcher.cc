@@ -34,13 +34,14 @@ Batcher::~Batcher() {
 std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   MutexLock lock(&mutex_);
   if (std::optional<Refusal> refusal = CheckRoom((*task)->account)) return refusal;
-  const TimePoint now = Clock::now();
+  TimePoint now = Clock::now();
   (*task)->times.admitted = now;
   metrics_.Admitted();
   queue_.Push(std::move(*task));
   if (options_.failpoints != nullptr) {
     mutex_.Unlock();
     Reached(Step::kEnqueued);
+    now = Clock::now();
     mutex_.Lock();
   }
   if (!HasLane() || queue_.size() == 0) return std::nullopt;  // a thread that is busy now takes it when it is done

@@ -1,4 +1,5 @@
-// What becomes of requests when a real device fails. A process's device fails once: each of these is to be run by itself.
+// What becomes of requests when a real device fails. A process's device fails once: each of these is to be run by
+// itself.
 
 #include <gtest/gtest.h>
 
