@@ -58,6 +58,8 @@ std::string ServiceConfig(const ClientOptions::Retry& retry) {
       retry.max_attempts > 1 ? retry_policy : "");
 }
 
+}  // namespace
+
 grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetServiceConfigJSON(ServiceConfig(options.retry));
@@ -69,6 +71,8 @@ grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options) {
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return arguments;
 }
+
+namespace {
 
 // What an asynchronous call needs until its end.
 struct AsyncCall {

@@ -10,6 +10,7 @@
 
 #include <grpcpp/channel.h>
 #include <grpcpp/security/credentials.h>
+#include <grpcpp/support/channel_arguments.h>
 
 #include <atomic>
 #include <cstdint>
@@ -51,6 +52,9 @@ struct ClientOptions {
   // nullptr: plain text.
   std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
 };
+
+// What a channel is given that calls as `options` say: retries, balancing over a target's addresses, limits.
+grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options);
 
 // Calls a server. Thread-safe. Errors carry the server's code, message and details: see status.h. UNAVAILABLE without a
 // Violation means that the server wasn't reached.

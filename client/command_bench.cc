@@ -92,6 +92,10 @@ void AddBenchCommand(CLI::App& program, int& exit_code) {
   command.add_option("--channels", flags->load.channels, "Connections")->capture_default_str();
   command.add_option("--streams", flags->load.streams, "ExpandStream calls that carry the requests; 0: unary calls")
       ->capture_default_str();
+  command
+      .add_option("--max_attempts", flags->load.max_attempts,
+                  "Attempts a call, as the client library makes them; 1: every refusal is seen")
+      ->capture_default_str();
   command.add_option("--threads", flags->load.threads, "Threads that send and check; 0: one for two cores")
       ->capture_default_str();
   AddDurationFlag(command, "--duration", "How long to measure", flags->load.duration);

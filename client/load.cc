@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "client/client.h"
 #include "client/load_loop.h"
 #include "client/mutex.h"
 #include "client/prepare_grpc.h"
@@ -49,6 +50,9 @@ absl::Status Check(const LoadOptions& options) {
   }
   if (options.warm_up < absl::ZeroDuration())
     return range("warm_up", absl::FormatDuration(options.warm_up), "0 or more");
+  if (options.max_attempts < 1 || options.max_attempts > 5) {
+    return range("max_attempts", options.max_attempts, "1 to 5");
+  }
   if (options.timeout <= absl::ZeroDuration()) {
     return range("timeout", absl::FormatDuration(options.timeout), "more than 0");
   }
@@ -58,9 +62,13 @@ absl::Status Check(const LoadOptions& options) {
 std::vector<std::shared_ptr<grpc::Channel>> Connect(const LoadOptions& options) {
   PrepareGrpc();
   grpc::ChannelArguments arguments;
-  // Each a connection of its own, and every refusal seen.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  if (options.max_attempts > 1) {
+    arguments = ChannelArgumentsOf({.retry = {.max_attempts = options.max_attempts}});
+  } else {
+    // Each a connection of its own, and every refusal seen.
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  }
   arguments.SetMaxReceiveMessageSize(-1);
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   for (int i = 0; i < options.channels; ++i) {

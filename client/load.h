@@ -31,6 +31,9 @@ struct LoadOptions {
   absl::Duration duration = absl::Seconds(5);
   // A call's deadline.
   absl::Duration timeout = absl::Seconds(30);
+  // Attempts a unary call, as the library makes them (client.h), with the target's addresses in turn; 1: every refusal
+  // is seen. 1 to 5.
+  int max_attempts = 1;
 };
 
 struct LoadResult {

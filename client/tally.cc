@@ -54,7 +54,9 @@ void Tally::Count(const absl::Status& status, int64_t reply_tokens, const std::s
     tokens += reply_tokens;
   } else {
     const std::string reason = ReasonOf(status);
-    ++(ViolationOf(status).has_value() ? refused : errors)[reason];
+    const bool refusal = ViolationOf(status).has_value();
+    ++(refusal ? refused : errors)[reason];
+    if (refusal) refusal_latencies.push_back(latency);
     messages.try_emplace(reason, status.message());
   }
   if (!difference.empty()) {
@@ -76,19 +78,21 @@ void Tally::Merge(const Tally& other) {
   for (const auto& [code, count] : other.errors) errors[code] += count;
   messages.insert(other.messages.begin(), other.messages.end());
   latencies.insert(latencies.end(), other.latencies.begin(), other.latencies.end());
+  refusal_latencies.insert(refusal_latencies.end(), other.refusal_latencies.begin(), other.refusal_latencies.end());
   exit_code = Worse(exit_code, other.exit_code);
 }
 
 void Tally::Finish(std::chrono::nanoseconds wall_time) {
   wall = wall_time;
   std::ranges::sort(latencies);
+  std::ranges::sort(refusal_latencies);
 }
 
-double Tally::LatencyUs(double quantile) const {
-  if (latencies.empty()) return std::numeric_limits<double>::quiet_NaN();
-  const auto count = static_cast<double>(latencies.size());
+double Tally::QuantileUs(const std::vector<std::chrono::nanoseconds>& sorted, double quantile) {
+  if (sorted.empty()) return std::numeric_limits<double>::quiet_NaN();
+  const auto count = static_cast<double>(sorted.size());
   const double rank = std::clamp(std::ceil(quantile * count), 1.0, count);
-  return SecondsOf(latencies[static_cast<size_t>(rank) - 1]) * 1e6;
+  return SecondsOf(sorted[static_cast<size_t>(rank) - 1]) * 1e6;
 }
 
 std::string TallyText(const Tally& tally, bool verified) {
@@ -109,7 +113,11 @@ std::string TallyText(const Tally& tally, bool verified) {
 
 void AddTally(const Tally& tally, bool verified, JsonObject& json) {
   JsonObject latency;
-  for (const auto& [name, json_name, quantile] : kQuantiles) latency.Add(json_name, tally.LatencyUs(quantile));
+  JsonObject refusals;
+  for (const auto& [name, json_name, quantile] : kQuantiles) {
+    latency.Add(json_name, tally.LatencyUs(quantile));
+    refusals.Add(json_name, tally.RefusalLatencyUs(quantile));
+  }
   json.Add("requests", tally.requests).Add("ok", tally.ok).Add("tokens", tally.tokens);
   json.Add("verified", verified).Add("wrong", tally.wrong).AddJson("differences", JsonArray(tally.differences));
   json.Add("refused", CountsJson(tally.refused)).Add("errors", CountsJson(tally.errors));
@@ -118,6 +126,7 @@ void AddTally(const Tally& tally, bool verified, JsonObject& json) {
   json.Add("messages", messages);
   json.Add("wall_s", SecondsOf(tally.wall)).Add("calls_per_s", PerSecond(tally.requests, tally));
   json.Add("tokens_per_s", PerSecond(tally.tokens, tally)).Add("latency_us", latency);
+  if (!tally.refusal_latencies.empty()) json.Add("refusal_latency_us", refusals);
 }
 
 }  // namespace nsa::metadata::client

@@ -28,6 +28,8 @@ struct Tally {
   std::map<std::string, std::string> messages;
   // From the call to its outcome, whatever it was; in ascending order once Finish was called.
   std::vector<std::chrono::nanoseconds> latencies;
+  // Those of refusals alone.
+  std::vector<std::chrono::nanoseconds> refusal_latencies;
   std::chrono::nanoseconds wall = {};
   // The lowest that the outcomes ask for, but kOk only if all do.
   ExitCode exit_code = kOk;
@@ -41,7 +43,11 @@ struct Tally {
   void Finish(std::chrono::nanoseconds wall_time);
 
   // The least latency that a share `quantile` of the calls stays within, microseconds; NaN without a call.
-  double LatencyUs(double quantile) const;
+  double LatencyUs(double quantile) const { return QuantileUs(latencies, quantile); }
+  double RefusalLatencyUs(double quantile) const { return QuantileUs(refusal_latencies, quantile); }
+
+ private:
+  static double QuantileUs(const std::vector<std::chrono::nanoseconds>& sorted, double quantile);
 };
 
 // Lines for people, one for each kind of outcome, with what the first refusals and errors said, and one each for the

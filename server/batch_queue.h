@@ -62,6 +62,9 @@ class BatchQueue {
   // `tasks`.
   Batch Take(TimePoint now);
 
+  // How long all that waits would take in one batch.
+  Clock::duration WorkWaiting() const { return work_.For(tokens_); }
+
   // A batch of `tokens` tokens took this long, its replies included.
   void NoteWork(int64_t tokens, Clock::duration took) { work_.Add(tokens, took); }
 

@@ -45,7 +45,7 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
     mutex_.Lock();
   }
   if (!HasLane() || queue_.size() == 0) return std::nullopt;  // a thread that is busy now takes it when it is done
-  if (!Ready(now) || queue_.total_tokens() > options_.max_inline_tokens) {
+  if (!Ready(now) || IsLong()) {
     changed_.Signal();  // a worker keeps the delay, or does the work
     return std::nullopt;
   }
@@ -78,6 +78,10 @@ bool Batcher::MayStart() const {
   return small_batches_ < small_batch_lanes_ || queue_.total_tokens() >= options_.small_batch_tokens;
 }
 
+bool Batcher::IsLong() const {
+  return queue_.total_tokens() > options_.max_inline_tokens || queue_.WorkWaiting() > options_.max_inline_time;
+}
+
 size_t Batcher::queue_requests() const {
   MutexLock lock(&mutex_);
   return queue_.size();
@@ -93,10 +97,9 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     Run(*lane, std::move(batch), now);
     mutex_.Lock();
     small_batches_ -= small;
-    // Only where batches are kept waiting does it matter how long they take.
-    if (options_.policy.delay > Clock::duration::zero() && tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
+    if (tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
     if (queue_.size() == 0 || ++batches == limit) break;
-    if (limit != 0 && queue_.total_tokens() > options_.max_inline_tokens) break;
+    if (limit != 0 && IsLong()) break;
     if (!MayStart()) break;  // those that are under way take the rest
     now = Clock::now();
     if (!Ready(now) && !stopping_) break;

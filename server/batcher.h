@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,6 +16,7 @@
 #include "kernels/backend.h"
 #include "server/account.h"
 #include "server/batch_queue.h"
+#include "server/clock.h"
 #include "server/failpoints.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
@@ -33,8 +35,10 @@ class Batcher {
   struct Options {
     BatchPolicy policy;
     size_t max_queue_requests = 4'096;
-    // A batch of more tokens goes to a worker, since it would keep the submitter from its other calls.
+    // A batch of more tokens goes to a worker, since it would keep the submitter from its other calls; so does one
+    // that, by those before it, takes longer.
     int64_t max_inline_tokens = 131'072;
+    Clock::duration max_inline_time = std::chrono::milliseconds(1);
     // While this many lanes are at batches of fewer than small_batch_tokens tokens, requests that would make another
     // such batch wait to share one: a device takes as long for a tenth of it.
     size_t small_batch_lanes = SIZE_MAX;
@@ -86,6 +90,8 @@ class Batcher {
   bool MayStart() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Whether there is also a lane for it.
   bool HasLane() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Whether the next batch is a worker's.
+  bool IsLong() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   bool Ready(TimePoint now) const ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return queue_.ReadyAt() <= now; }
 
   const Options options_;

@@ -60,6 +60,7 @@ class BatcherTest : public ::testing::Test {
   static Batcher::Options Policy() {
     Batcher::Options options;
     options.policy = {.max_requests = 1'000, .max_sequences = 1'000, .max_tokens = 1'000};
+    options.max_inline_time = std::chrono::hours(1);
     return options;
   }
   void MakeBatcher(Batcher::Options options, int lanes = 1, kernels::BackendKind backend = kernels::BackendKind::kCpu) {
@@ -123,6 +124,22 @@ TEST_F(BatcherTest, LeavesALargeBatchToAWorker) {
   strings_.Allow(1);
   large.AwaitAnswer();
   EXPECT_TRUE(large.reply().has_value());
+}
+
+TEST_F(BatcherTest, LeavesBatchesToAWorkerOnceTheyTakeLong) {
+  Batcher::Options options = Policy();
+  options.max_inline_time = std::chrono::nanoseconds(1);
+  MakeBatcher(options);
+  RecordingResponder first;
+  RecordingResponder second;
+  strings_.Allow(1);
+  EXPECT_FALSE(Submit(first));
+  EXPECT_EQ(first.answers(), 1) << "nobody knows yet how long one takes";
+  EXPECT_FALSE(Submit(second));
+  EXPECT_EQ(second.answers(), 0) << "its lane is held: who submitted it was not to wait";
+  strings_.Allow(1);
+  second.AwaitAnswer();
+  EXPECT_TRUE(second.reply().has_value());
 }
 
 TEST_F(BatcherTest, TakesWhatArrivedWhileItsLaneWasBusyAsOneBatch) {

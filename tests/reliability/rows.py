@@ -1,0 +1,628 @@
+"""The rows of tests/RELIABILITY.md that need a load or thousands of peers: what each asks, measured, as Markdown.
+
+    tests/reliability/run.sh [--long] [R3 R4 …]
+
+Short: a hundredth of the counts, or as much of them as shows anything. Ends non-zero when a figure was missed.
+"""
+
+import argparse
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+import wire  # noqa: E402
+from programs import CLIENT, REPOSITORY, TEST_SERVER, Server, eventually  # noqa: E402
+
+MEBIBYTE = 1 << 20
+# An attacker sends this many frames a second on a connection.
+FRAMES_PER_S = 1_000
+GREEDY = "127.0.0.2"
+MODEST = [f"127.0.0.{i}" for i in range(3, 12)]
+
+
+class Missed(Exception):
+    """What a row asks is not so."""
+
+
+class Row:
+    """Collects what was measured against what is asked."""
+
+    def __init__(self, name, what):
+        self.name, self.what, self.lines, self.missed = name, what, [], False
+
+    def figure(self, what, asked, measured, holds):
+        self.missed |= not holds
+        self.lines.append(f"| {self.name} | {what} | {asked} | {measured}{'' if holds else ' **missed**'} |")
+        print(self.lines[-1], flush=True)
+
+
+def start_bench(target, **flags):
+    command = [CLIENT, "bench", f"--target={target}", "--json", *(f"--{k}={v}" for k, v in flags.items())]
+    return subprocess.Popen(map(str, command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result_of(process):
+    out, err = process.communicate()
+    if not out:
+        raise Missed(f"bench said nothing but: {err}")
+    result = json.loads(out)
+    if result["wrong"]:
+        raise Missed(f"wrong bytes: {result['differences']}")
+    return result
+
+
+def bench(target, **flags):
+    return result_of(start_bench(target, **flags))
+
+
+def failures(result):
+    return sum(result["refused"].values()) + sum(result["errors"].values())
+
+
+def goodput(result):
+    return result["ok"] / result["wall_s"]
+
+
+def p99_ms(result):
+    return result["latency_us"]["p99"] / 1e3
+
+
+class HealthProbes:
+    """Health checks as a kubelet makes them, a connection each, one after another; the longest of them."""
+
+    def __init__(self, server, period_s=0.05):
+        self._address, self._period_s = server.health_address, period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self.longest_s, self.failed, self.made = 0.0, 0, 0
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self):
+        while not self._stop.wait(self._period_s):
+            begin = time.monotonic()
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            with grpc.insecure_channel(self._address, options) as on:
+                try:
+                    reply = health_pb2_grpc.HealthStub(on).Check(health_pb2.HealthCheckRequest(), timeout=5)
+                    self.failed += reply.status != health_pb2.HealthCheckResponse.SERVING
+                except grpc.RpcError:
+                    self.failed += 1
+            self.longest_s = max(self.longest_s, time.monotonic() - begin)
+            self.made += 1
+
+    def into(self, row):
+        row.figure(
+            "health probes", "≤ 500 ms each", f"{self.longest_s * 1e3:.0f} ms at most, {self.failed} of {self.made} failed",
+            self.longest_s <= 0.5 and self.failed == 0,
+        )
+
+
+def request(pb, tokens=16, sequences=4):
+    share = [tokens // sequences] * sequences
+    return pb.ExpandRequest(extend_seq_lens=share, seq_lens=share, nsa_index_topk=2048).SerializeToString()
+
+
+def books_balance(row, server):
+    """admitted = launched + expired + cancelled, once nothing is in flight."""
+
+    def settled():
+        metrics = server.metrics()
+        admitted = metrics.total("nsa_metadata_admitted_total")
+        launched = metrics.total("nsa_metadata_batch_requests_sum")
+        expired = metrics.total("nsa_metadata_expired_total", stage="queue")
+        cancelled = metrics.total("nsa_metadata_cancelled_total", stage="queue")
+        text = f"{admitted:.0f} = {launched:.0f} + {expired:.0f} + {cancelled:.0f}"
+        return text if admitted == launched + expired + cancelled else None
+
+    try:
+        row.figure("admitted = launched + expired + cancelled", "exactly", eventually(settled, "the books balance"), True)
+    except AssertionError as off:
+        row.figure("admitted = launched + expired + cancelled", "exactly", str(off), False)
+
+
+class NullSink:
+    """Takes connections and what comes on them: what an attacker costs that shares the machine."""
+
+    def __enter__(self):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._listener.close()
+
+    def _run(self):
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = self._listener.accept()
+                threading.Thread(target=self._drain, args=(peer,), daemon=True).start()
+
+    @staticmethod
+    def _drain(peer):
+        with contextlib.suppress(OSError):
+            while peer.recv(1 << 16):
+                pass
+
+
+def reset_flood(address, pairs, connections=10):
+    """So many pairs of HEADERS and RST_STREAM, as fast as the cap lets it; returns the pairs that were sent."""
+    per_connection = pairs // connections
+    sent = 0
+
+    def run():
+        nonlocal sent
+        stream, peer = 1, None
+        begin = time.monotonic()
+        for i in range(per_connection):
+            if i % 50 == 0:
+                time.sleep(max(0, begin + 2 * i / FRAMES_PER_S - time.monotonic()))
+            try:
+                if peer is None:
+                    peer, stream = wire.connect(address), 1
+                    peer.sendall(wire.PREFACE + wire.settings())
+                    threading.Thread(target=NullSink._drain, args=(peer,), daemon=True).start()
+                peer.sendall(wire.frame(wire.HEADERS, wire.END_HEADERS, stream, wire.EXPAND) + wire.rst(stream))
+                sent, stream = sent + 1, stream + 2
+            except OSError:
+                peer = None  # the server has ended it
+        if peer:
+            peer.close()
+
+    threads = [threading.Thread(target=run) for _ in range(connections)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sent
+
+
+def r3(row, pb, scale):
+    pairs = int(2_000_000 * scale)
+    seconds = pairs / 10 * 2 / FRAMES_PER_S
+    with Server() as server, NullSink() as sink:
+        bench(server.address, duration="1s")
+        results = []
+        for address in (sink.address, server.address):
+            server.reset_peak_memory()
+            before = server.memory("VmRSS")
+            beside = start_bench(server.address, duration=f"{seconds:.1f}s", channels=2, in_flight=2)
+            sent = reset_flood(address, pairs)
+            results.append(result_of(beside))
+        grown = (server.memory("VmHWM") - before) / MEBIBYTE
+        row.figure(f"memory over {sent:,} pairs", "+128 MiB", f"+{grown:.0f} MiB", grown <= 128)
+        waiting = eventually(lambda: server.metrics().total("nsa_metadata_queue_requests") == 0, "the queue is empty", 1)
+        row.figure("queue afterwards", "0 within 1 s", "0", waiting)
+        kept = goodput(results[1]) / goodput(results[0])
+        row.figure(
+            "a good client beside it", "all answered",
+            f"{failures(results[1])} failed; {kept:.2f} of its calls, p99 {p99_ms(results[1]):.1f} ms, with the flood "
+            f"sent elsewhere {p99_ms(results[0]):.1f} ms", failures(results[1]) == 0,
+        )
+        books_balance(row, server)
+
+
+def r4(row, pb, scale):
+    count = max(int(10_000 * scale), 1_000)
+    with Server() as server, contextlib.ExitStack() as stack:
+        body = request(pb)
+        bench(server.address, duration="1s", channels=4, in_flight=64)
+        before = server.memory("VmRSS")
+        idle = []
+        for begin in range(0, count, 500):
+            some = [wire.Connection(server.address) for _ in range(min(500, count - begin))]
+            for connection in some:
+                stack.callback(connection.close)
+                connection.start(body)
+            if not wire.run_until(some, lambda: all(c.statuses for c in some), 30):
+                raise Missed("not every connection was answered")
+            idle += some
+        wrong = sum(connection.statuses[1] != 0 for connection in idle)
+        each = (server.memory("VmRSS") - before) / count / 1024
+        row.figure(f"{count:,} idle connections, one call each", "≤ 24 KiB each", f"{each:.1f} KiB each, {wrong} failed",
+                   each <= 24 and wrong == 0)
+        begin = time.monotonic()
+        last = wire.Connection(server.address)
+        last.start(body)
+        answered = wire.run_until([last], lambda: last.statuses, 5)
+        took = (time.monotonic() - begin) * 1e3
+        row.figure("the next one is served", "in 50 ms", f"{took:.1f} ms", answered and took <= 50)
+        last.close()
+
+
+def r6(row, pb, scale):
+    count = max(int(1_000 * scale), 50)
+    drips = max(int(100 * scale), 10)
+    stall_s = 30 if scale == 1 else 3
+    budget = 64 * MEBIBYTE
+    flags = [f"--output_budget_bytes={budget}", f"--max_reply_bytes={MEBIBYTE}", f"--max_unary_reply_bytes={MEBIBYTE}"]
+    with Server(*flags, f"--write_stall_timeout={stall_s}s") as server, contextlib.ExitStack() as stack:
+        body = request(pb, tokens=100_000, sequences=1)
+        bench(server.address, duration="1s", channels=4, in_flight=64)
+        server.reset_peak_memory()
+        before = server.memory("VmRSS")
+        beside = start_bench(server.address, duration=f"{stall_s + 25}s", channels=4, in_flight=8)
+        shut = [wire.Connection(server.address, GREEDY, window=0) for _ in range(count)]
+        dripping = [wire.Connection(server.address, GREEDY, window=0) for _ in range(drips)]
+        for connection in [*shut, *dripping]:
+            stack.callback(connection.close)
+            connection.start(body)
+        for _ in range(count):
+            peer = stack.enter_context(wire.connect(server.address, GREEDY, receive_buffer=4096))
+            opened = wire.PREFACE + wire.settings((1 << 31) - 1) + wire.window_update(0, (1 << 31) - 1 - 65_535)
+            peer.sendall(opened + wire.call(1, body))
+        held = 0
+        end = time.monotonic() + stall_s + 25
+        while time.monotonic() < end:
+            for connection in dripping:
+                if not connection.closed and not connection.statuses:
+                    connection.send(wire.window_update(1, 5_120))
+            wire.run_until([c for c in [*shut, *dripping] if not c.closed], lambda: False, 1)
+            held = max(held, server.metrics().total("nsa_metadata_output_blocks_in_use"))
+        result = result_of(beside)
+        grown = (server.memory("VmHWM") - before) / MEBIBYTE
+        asked = 1.2 * budget / MEBIBYTE
+        row.figure(
+            f"memory with {2 * count + drips} readers that don't read or drip", f"+{asked:.0f} MiB (budget + 20 %)",
+            f"+{grown:.0f} MiB, {held:.0f} of 1024 blocks held at most", grown <= asked,
+        )
+        ended = sum(bool(c.statuses) or c.closed for c in [*shut, *dripping])
+        blocks = server.metrics().total("nsa_metadata_output_blocks_in_use")
+        row.figure(
+            f"ended by write_stall_timeout ({stall_s} s) or the socket's 20 s", "all",
+            f"{ended} of {len(shut) + len(dripping)} that shut their window; {blocks:.0f} blocks left in use",
+            ended == len(shut) + len(dripping) and blocks <= 64,
+        )
+        row.figure("healthy calls beside them", "0 failed", f"{failures(result)} failed of {result['requests']:,}",
+                   failures(result) == 0)
+
+
+def r7(row, pb, scale):
+    with Server("--caller_share=1") as server:
+        seconds = 60 if scale == 1 else 5
+        result = bench(server.address, duration=f"{seconds}s", channels=100, in_flight=10_000, num_sequences=1,
+                       reply_bytes=4_000_000)
+        metrics = server.metrics()
+        most, have = metrics.total("nsa_metadata_output_blocks_high_water"), metrics.total("nsa_metadata_output_blocks")
+        row.figure("10,000 callers of 4 MB replies: blocks in use", f"≤ {have:.0f}", f"{most:.0f} at most, "
+                   f"{result['ok']:,} answered, {failures(result):,} refused, 0 wrong", most <= have and result["ok"] > 0)
+        books_balance(row, server)
+
+
+def r8(row, pb, scale):
+    seconds = 120 if scale == 1 else 4
+    flags = ["--batch_time=5ms", "--lanes=1", "--max_batch_requests=10"]
+    with Server(*flags, program=TEST_SERVER) as server, HealthProbes(server) as probes:
+        quiet = bench(server.address, duration="3s")
+        peak = goodput(bench(server.address, duration="4s", channels=4, in_flight=64))
+        for factor in (2, 5, 10):
+            result = bench(server.address, duration=f"{seconds}s", channels=48, in_flight=4_800, rate=factor * peak)
+            kept = goodput(result) / peak
+            row.figure(f"(a) {peak:,.0f} calls/s offered {factor}x: goodput", "≥ 0.9 of the peak", f"{kept:.2f}", kept >= 0.9)
+            refusals = result.get("refusal_latency_us")
+            row.figure(f"(a) {factor}x: refusals", "p99 ≤ 10 ms", f"{sum(result['refused'].values()):,}, p99 "
+                       f"{refusals['p99'] / 1e3:.1f} ms" if refusals else "none", not refusals or refusals["p99"] <= 1e4)
+        time.sleep(1)
+        after = bench(server.address, duration="1s", warm_up="0s")
+        row.figure("(a) p99 within 2 s of the load's end", "as before", f"{p99_ms(after):.1f} ms, before "
+                   f"{p99_ms(quiet):.1f} ms", p99_ms(after) <= 1.5 * p99_ms(quiet))
+        probes.into(row)
+    with Server() as server, HealthProbes(server) as probes:
+        seconds = 60 if scale == 1 else 5
+        quiet = bench(server.address, duration="2s")
+        peak = goodput(bench(server.address, duration="4s", channels=4, in_flight=64))
+        result = bench(server.address, duration=f"{seconds}s", channels=100, in_flight=10_000, timeout="100ms")
+        kept = goodput(result) / peak
+        row.figure("(b) 10,000 callers with 100 ms each: goodput", "≥ 0.6 of the peak",
+                   f"{kept:.2f} of {peak:,.0f} calls/s, {failures(result):,} of {result['requests']:,} without an answer",
+                   kept >= 0.6)
+        time.sleep(1)
+        after = bench(server.address, duration="1s", warm_up="0s")
+        row.figure("(b) p99 within 2 s of the load's end", "as before",
+                   f"{p99_ms(after):.2f} ms, before {p99_ms(quiet):.2f} ms", p99_ms(after) <= 2 * p99_ms(quiet))
+        probes.into(row)
+        books_balance(row, server)
+
+
+def offer(address, body, rates, seconds):
+    """Calls at so many a second from each source address; {source: [status of each call, None for no answer]}."""
+    connections = {source: [] for source in rates}
+    due = {source: time.monotonic() for source in rates}
+    started = {source: [] for source in rates}
+    end = time.monotonic() + seconds
+    everyone = []
+
+    def start(source):
+        # Fewer than a connection may have at once; more connections while answers are long in coming.
+        room = [c for c in connections[source] if len(c.started) < 90 and not c.closed]
+        if not room:
+            room = [wire.Connection(address, source)]
+            connections[source] += room
+            everyone.extend(room)
+        started[source].append((room[0], room[0].start(body)))
+
+    while (now := time.monotonic()) < end:
+        for source, rate in rates.items():
+            while due[source] <= now:
+                start(source)
+                due[source] += 1 / rate
+        for connection in everyone:
+            connection.receive()
+        time.sleep(0.002)
+    wire.run_until(everyone, lambda: not any(c.started for c in everyone), 10)
+    outcomes = {s: [c.statuses.get(stream) for c, stream in calls] for s, calls in started.items()}
+    for connection in everyone:
+        connection.close()
+    return outcomes
+
+
+def r9(row, pb, scale):
+    seconds = 60 if scale == 1 else 10
+    rates = {GREEDY: 2_000, **{source: 20 for source in MODEST}}
+    # 1,600 calls a second, fewer than are offered.
+    flags = ["--batch_time=5ms", "--lanes=1", "--max_batch_requests=8"]
+    lost = {}
+    for share in (0.25, 1):
+        with Server(*flags, f"--caller_share={share}", program=TEST_SERVER) as server:
+            outcomes = offer(server.address, request(pb), rates, seconds)
+            calls = [status for source in MODEST for status in outcomes[source]]
+            lost[share] = sum(status != 0 for status in calls) / len(calls)
+            greedy = sum(status == 0 for status in outcomes[GREEDY]) / len(outcomes[GREEDY])
+            if share < 1:
+                row.figure("nine callers of 20 calls/s beside one of 2,000, 1,600 can be served: the nine lose",
+                           "≤ 5 %", f"{lost[share]:.1%} of {len(calls):,}; the one {1 - greedy:.1%}", lost[share] <= 0.05)
+    row.figure("the same without a caller's share", "(for comparison)", f"{lost[1]:.1%}", True)
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+class Replicas:
+    """Two servers with ports of their own, one of which is ended and started again while a client calls both."""
+
+    def __init__(self, *flags):
+        self.addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
+        self.target = "ipv4:" + ",".join(self.addresses)
+        self._flags = flags
+
+    def __enter__(self):
+        self._servers = [self._start(address) for address in self.addresses]
+        return self
+
+    def __exit__(self, *_):
+        for server in self._servers:
+            server.kill()
+
+    def _start(self, address):
+        return Server(*self._flags, listen=address).__enter__()
+
+    def replace(self, which, end):
+        """Ends one by `end(server)` and starts it again; seconds until that serves."""
+        end(self._servers[which])
+        begin = time.monotonic()
+        self._servers[which] = self._start(self.addresses[which])
+        return time.monotonic() - begin
+
+
+def restarts(row, scale, end, what):
+    """Ends replicas in turn under 35 % of the load that both can take."""
+    times = max(int(100 * scale), 3)
+    # Time for callers to come back to the one that was away, before the other one goes.
+    pause_s = 2.2
+    with Replicas("--lame_duck=200ms") as replicas:
+        peak = goodput(bench(replicas.target, duration="3s", channels=4, in_flight=64, max_attempts=4))
+        rate = max(0.35 * peak, 1_000_000 * scale / (times * pause_s) if scale == 1 else 0)
+        load = start_bench(replicas.target, duration=f"{times * (pause_s + 0.6) + 1:.0f}s", channels=4, in_flight=256,
+                           rate=rate, max_attempts=4)
+        starts = []
+        for i in range(times):
+            time.sleep(pause_s)
+            if load.poll() is not None:
+                break
+            starts.append(replicas.replace(i % 2, end))
+        result = result_of(load)
+        row.figure(f"{len(starts)} {what} of two replicas at {rate / peak:.0%} of their {peak:,.0f} calls/s: failed calls", "0",
+                   f"{failures(result)} of {result['requests']:,} {result['errors'] or ''}", failures(result) == 0)
+        return starts
+
+
+def r12(row, pb, scale):
+    def end(server):
+        server.terminate()
+        code = server.wait()
+        if code != 0:
+            raise Missed(f"exit code {code}")
+
+    restarts(row, scale, end, "rolling restarts")
+
+
+def r13(row, pb, scale):
+    starts = restarts(row, scale, Server.kill, "kills (SIGKILL)")
+    row.figure("serving again", "in 1 s", f"{max(starts):.2f} s at most", max(starts) <= 1)
+
+
+def r22(row, pb, scale):
+    stop = threading.Event()
+
+    def stuck(address):
+        """Says half a request, again whenever it is ended."""
+        while not stop.is_set():
+            with contextlib.suppress(OSError), wire.connect(address) as peer:
+                peer.sendall(b"GET /metrics HTTP/1.1\r\nHost: ")
+                peer.settimeout(0.5)
+                while not stop.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        if not peer.recv(100):
+                            break
+
+    with Server() as server:
+        def scrape_s():
+            begin = time.monotonic()
+            server.metrics()
+            ready = server.get("/readyz")[0]
+            return time.monotonic() - begin if ready == 200 else float("inf")
+
+        before = bench(server.address, duration="3s")
+        threads = [threading.Thread(target=stuck, args=(server.metrics_address,)) for _ in range(100)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1)
+        beside = start_bench(server.address, duration="3s")
+        scrapes = []
+        while beside.poll() is None:
+            scrapes.append(scrape_s())
+        during = result_of(beside)
+        stop.set()
+        for thread in threads:
+            thread.join()
+        row.figure("100 stuck connections on the metrics port: calls", "no effect",
+                   f"{failures(during)} failed, p99 {p99_ms(during):.2f} ms, before {p99_ms(before):.2f} ms",
+                   failures(during) == 0)
+        row.figure("scrapes and readiness", "answered", f"{len(scrapes)}, {max(scrapes) * 1e3:.0f} ms at most", max(scrapes) < 1)
+
+
+def r26(row, pb, scale):
+    seconds = 60 if scale == 1 else 5
+    with Server("--max_connections=200") as server, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(wire.connect(server.address)) for _ in range(200)]
+        stop = threading.Event()
+
+        def flood():
+            while not stop.is_set():
+                with contextlib.suppress(OSError), wire.connect(server.address) as peer:
+                    peer.recv(1)
+                time.sleep(0.004)
+
+        threads = [threading.Thread(target=flood) for _ in range(4)]
+        with HealthProbes(server) as probes:
+            for thread in threads:
+                thread.start()
+            time.sleep(seconds)
+            stop.set()
+        for thread in threads:
+            thread.join()
+        refused = server.metrics().total("nsa_metadata_connections_refused_total")
+        row.figure("flood at max_connections", "refused, counted", f"{refused:,.0f} refused beside {len(held)} held", refused > 100)
+        probes.into(row)
+
+
+def r27(row, pb, scale):
+    count = max(int(10_000 * scale), 1_000)
+    item = pb.ExpandRequest(request_id=7, extend_seq_lens=[4] * 8, seq_lens=[9] * 8, nsa_index_topk=64)
+    messages = [
+        pb.ExpandStreamRequest(expand=item),
+        pb.ExpandStreamRequest(expand=item),  # its id is in flight, or was
+        pb.ExpandStreamRequest(cancel_request_id=99),  # nobody's
+        pb.ExpandStreamRequest(cancel_request_id=7),
+    ]
+    body = b"".join(wire.message(m.SerializeToString()) for m in messages)
+    with Server() as server:
+        def abandon(streams):
+            for begin in range(0, streams, 50):
+                with contextlib.closing(wire.Connection(server.address)) as connection:
+                    for i in range(50):
+                        stream = 1 + 2 * i
+                        opening = wire.frame(wire.HEADERS, wire.END_HEADERS, stream, wire.EXPAND_STREAM)
+                        connection.send(opening + wire.frame(wire.DATA, 0, stream, body))
+                        if begin % 100 == 0:
+                            connection.send(wire.rst(stream))
+                    connection.receive()
+
+        abandon(max(count // 5, 1_000))
+        eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
+        before = server.memory("VmRSS")
+        abandon(count)
+        eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
+
+        def ended():
+            metrics = server.metrics()
+            started = metrics.total("grpc_server_started_total", grpc_method="ExpandStream")
+            return started if started == metrics.total("grpc_server_handled_total", grpc_method="ExpandStream") else None
+
+        started = eventually(ended, "every stream has ended")
+        grown = (server.memory("VmRSS") - before) / MEBIBYTE
+        row.figure(f"{count:,} streams opened and abandoned: memory", "flat", f"{grown:+.1f} MiB; all of {started:.0f} "
+                   "that reached the service ended", grown <= 4)
+        good = bench(server.address, duration="1s", streams=2, in_flight=64)
+        row.figure("streams afterwards", "served", f"{failures(good)} failed of {good['requests']:,}", failures(good) == 0)
+        books_balance(row, server)
+
+
+ROWS = {
+    "R3": (r3, "rapid reset"),
+    "R4": (r4, "idle connections"),
+    "R6": (r6, "slow readers"),
+    "R7": (r7, "large replies for small requests"),
+    "R8": (r8, "overload"),
+    "R9": (r9, "one caller among others"),
+    "R12": (r12, "rolling restarts"),
+    "R13": (r13, "kills"),
+    "R22": (r22, "stuck HTTP connections"),
+    "R26": (r26, "a flood of connections"),
+    "R27": (r27, "abandoned streams"),
+}
+
+
+def generated():
+    """The messages, as grpcio-tools generates them from proto/."""
+    import grpc_tools
+    from grpc_tools import protoc
+
+    out = tempfile.mkdtemp(prefix="nsa-stubs-")
+    well_known = next(iter(grpc_tools.__path__)) + "/_proto"
+    source = "nsa/metadata/v1/metadata.proto"
+    if protoc.main(["protoc", f"-I{REPOSITORY}/proto", f"-I{well_known}", f"--python_out={out}", source]) != 0:
+        sys.exit(f"protoc failed on {source}")
+    sys.path.insert(0, out)
+    from nsa.metadata.v1 import metadata_pb2
+
+    return metadata_pb2
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="the counts that the rows ask for")
+    parser.add_argument("rows", nargs="*", choices=[*ROWS, []], default=[])
+    arguments = parser.parse_args()
+    pb = generated()
+    missed = []
+    print("| row | what | asked | measured |\n|---|---|---|---|")
+    for name in arguments.rows or ROWS:
+        function, what = ROWS[name]
+        row = Row(name, what)
+        begin = time.monotonic()
+        try:
+            function(row, pb, 1 if arguments.long else 0.01)
+        except (Missed, AssertionError) as why:
+            row.figure(what, "", f"{why}", False)
+        print(f"{name} took {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+        if row.missed:
+            missed.append(name)
+    if missed:
+        sys.exit(f"missed: {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    main()
