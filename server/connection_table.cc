@@ -1,6 +1,9 @@
 #include "server/connection_table.h"
 
+#include <sys/socket.h>
 #include <sys/stat.h>
+
+#include <climits>
 
 namespace nsa::metadata::server {
 namespace {
@@ -22,6 +25,24 @@ size_t ConnectionTable::Sweep() {
   MutexLock lock(&mutex_);
   std::erase_if(inodes_, [](const auto& entry) { return Inode(entry.first) != entry.second; });
   return inodes_.size();
+}
+
+void ConnectionTable::SetReading(bool reading) {
+  const auto set = [](int fd, int bytes) { setsockopt(fd, SOL_SOCKET, SO_RCVLOWAT, &bytes, sizeof bytes); };
+  MutexLock lock(&mutex_);
+  for (const auto& [fd, inode] : inodes_) {
+    if (Inode(fd) != inode) continue;
+    // A socket counts as readable once so many bytes are there: the kernel makes it half of its buffer.
+    set(fd, reading ? 1 : INT_MAX);
+    if (Inode(fd) != inode) set(fd, 1);  // it has become another's meanwhile
+  }
+}
+
+void ConnectionTable::ShutDown() {
+  MutexLock lock(&mutex_);
+  for (const auto& [fd, inode] : inodes_) {
+    if (Inode(fd) == inode) shutdown(fd, SHUT_RDWR);
+  }
 }
 
 size_t ConnectionTable::size() const {

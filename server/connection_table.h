@@ -21,6 +21,11 @@ class ConnectionTable {
   // As of the last sweep, or more.
   size_t size() const;
 
+  // Whether gRPC is told of what comes on the connections; what comes meanwhile waits in the kernel. TCP only.
+  void SetReading(bool reading);
+  // Ends them as if their peers had.
+  void ShutDown();
+
  private:
   mutable Mutex mutex_;
   std::unordered_map<int, ino_t> inodes_ ABSL_GUARDED_BY(mutex_);

@@ -76,6 +76,9 @@ absl::StatusOr<std::vector<std::unique_ptr<kernels::Lane>>> MakeLanes(kernels::B
   return lanes;
 }
 
+// In which gRPC does what was asked of it before.
+constexpr absl::Duration kSettles = absl::Milliseconds(10);
+
 // With two lanes one can be computed while the other one's replies are sent; more made each call's share of a launch
 // larger (H100, 64 calls in flight).
 constexpr size_t kDeviceSmallBatchLanes = 2;
@@ -120,6 +123,10 @@ struct Server::Parts {
   kernels::BackendKind active_backend() const;
   absl::Status Listen();
   absl::Status BuildServer();
+  // Takes no new calls, and waits for those in flight, for up to drain_timeout.
+  void ShutDownServer();
+  // Whether all calls are answered and no new one will be read; else, since some take longer, calls are read as before.
+  bool StopReading();
   void AddGauges();
 };
 
@@ -199,6 +206,34 @@ absl::Status Server::Parts::BuildServer() {
   return absl::OkStatus();
 }
 
+bool Server::Parts::StopReading() {
+  constexpr absl::Duration kLongest = absl::Milliseconds(500);
+  acceptor->connections().SetReading(false);
+  absl::SleepFor(kSettles);  // what was read before is on its way to us
+  for (absl::Duration waited; waited < kLongest; waited += kSettles) {
+    if (service->live_calls() == 0) return true;
+    absl::SleepFor(kSettles);
+  }
+  // Their answers may need what the callers say, how much they can take.
+  acceptor->connections().SetReading(true);
+  return false;
+}
+
+void Server::Parts::ShutDownServer() {
+  // From its shutdown on gRPC answers new calls CANCELLED, which no caller tries again, until their connection's peer
+  // has heard of the GOAWAY. So none is to reach it then: a connection that ends before a call was looked at is
+  // UNAVAILABLE to its caller, who goes to another server.
+  service->DrainStreams();
+  const bool quiet = StopReading();
+  std::thread end([this, quiet] {
+    if (!quiet) return;
+    absl::SleepFor(kSettles);  // for the GOAWAY to go out
+    acceptor->connections().ShutDown();
+  });
+  server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(options.drain_timeout));
+  end.join();
+}
+
 void Server::Parts::AddGauges() {
   gauges.Add("nsa_metadata_queue_requests", "Requests that wait for a lane.", {},
              [this] { return static_cast<double>(batcher->queue_requests()); });
@@ -273,8 +308,7 @@ void Server::Drain() {
   }
   spdlog::info("no new connections; draining for up to {}", absl::FormatDuration(options.drain_timeout));
   parts_->acceptor->Stop();
-  parts_->service->DrainStreams();
-  parts_->server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(options.drain_timeout));
+  parts_->ShutDownServer();
   parts_->service->Stop();
   spdlog::info("drained");
 }

@@ -44,6 +44,9 @@ stage "real peers: Python grpcio, h2load, Prometheus, buf"
 export NSA_METADATA_BUILD=$PWD/build/release
 PATH="$PWD/build/venv-e2e/bin:$PATH" build/venv-e2e/bin/python -m pytest -q --durations=5 tests/e2e
 
+stage "reliability: loads and many peers, in short"
+tests/reliability/run.sh
+
 stage "deployment: Kubernetes manifests"
 build/venv-deploy/bin/python -m pytest -q tests/deploy -m "not image"
 if $full; then
