@@ -194,8 +194,9 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
     if (task->permit) {
       Answer(*task, batch, kernel, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
     } else {
-      task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL, "the device failed and output_budget_bytes had no room left",
-                         0, 0, std::chrono::milliseconds(50)));
+      task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL,
+                         "the device failed, and no room for the output was left in one piece", 0, 0,
+                         std::chrono::milliseconds(50)));
     }
   }
 }

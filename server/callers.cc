@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/hash/hash.h"
@@ -87,15 +88,16 @@ Callers::Callers(const std::vector<std::string>& trusted_proxies, std::string ca
 Account Callers::AccountOf(const grpc::ServerContextBase& call) const {
   std::optional<std::string_view> named;
   if (!caller_metadata_.empty()) {
-    const auto entry = call.client_metadata().find(caller_metadata_);
-    if (entry != call.client_metadata().end()) named = {entry->second.data(), entry->second.size()};
+    // A second one would be the caller's own.
+    const auto [entry, end] = call.client_metadata().equal_range(caller_metadata_);
+    if (std::distance(entry, end) == 1) named = {entry->second.data(), entry->second.size()};
   }
   return AccountOf(call.peer(), named);
 }
 
 Account Callers::AccountOf(std::string_view peer, std::optional<std::string_view> named) const {
   const std::string address = PeerAddress(peer);
-  if (address.empty()) return kNoAccount;
+  if (address.empty()) return Hash("unix");
   const auto has_it = [&](const AddressBlock& block) { return block.Contains(address); };
   if (named && std::any_of(trusted_proxies_.begin(), trusted_proxies_.end(), has_it)) return Hash(*named);
   return Hash(IsIpv4(address) ? address : address.substr(0, kNetworkBytes));

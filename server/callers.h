@@ -29,11 +29,11 @@ class AddressBlock {
 // proxy are what it says in the metadata of their calls. Thread-safe.
 class Callers {
  public:
-  // `trusted_proxies` are address blocks. `caller_metadata` is the key that proxies name their callers in; empty: none.
+  // `trusted_proxies` are address blocks. `caller_metadata` is the key that proxies name their callers in, in place of
+  // what these may have said there themselves; empty: none.
   Callers(const std::vector<std::string>& trusted_proxies, std::string caller_metadata);
 
-  // The account of a call's caller. kNoAccount on a Unix socket: gRPC tells its connections from one another no more
-  // than this machine's own programs have to be kept from each other.
+  // The account of a call's caller. All that is not TCP has one: gRPC doesn't tell a Unix socket's connections apart.
   Account AccountOf(const grpc::ServerContextBase& call) const;
   // The same of a peer, as gRPC writes it, whose call's metadata have `named` under the key, or nothing.
   Account AccountOf(std::string_view peer, std::optional<std::string_view> named) const;

@@ -62,8 +62,9 @@ ABSL_FLAG(double, caller_share, kDefault.caller_share,
           "use");
 ABSL_FLAG(std::vector<std::string>, trusted_proxies, kDefault.trusted_proxies,
           "Addresses, or address/bits, of proxies whose callers are named in --caller_metadata");
-ABSL_FLAG(std::string, caller_metadata, kDefault.caller_metadata,
-          "The metadata key in which --trusted_proxies name a call's caller");
+ABSL_FLAG(
+    std::string, caller_metadata, kDefault.caller_metadata,
+    "The metadata key in which --trusted_proxies name a call's caller, in place of what that may say there itself");
 ABSL_FLAG(int64_t, max_connections, kDefault.connection.max_connections,
           "Connections at once; 0: the smaller of 12000 and the descriptors less 256");
 ABSL_FLAG(int64_t, max_streams_per_connection, kDefault.connection.max_streams_per_connection,

@@ -1,5 +1,7 @@
 #include "server/connection_table.h"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -38,11 +40,17 @@ void ConnectionTable::SetReading(bool reading) {
   }
 }
 
-void ConnectionTable::ShutDown() {
+size_t ConnectionTable::ShutDownSent() {
   MutexLock lock(&mutex_);
-  for (const auto& [fd, inode] : inodes_) {
-    if (Inode(fd) == inode) shutdown(fd, SHUT_RDWR);
-  }
+  std::erase_if(inodes_, [](const auto& entry) {
+    const auto& [fd, inode] = entry;
+    if (Inode(fd) != inode) return true;
+    int unsent = 0;  // or sent and not acknowledged
+    if (ioctl(fd, SIOCOUTQ, &unsent) == 0 && unsent > 0) return false;
+    shutdown(fd, SHUT_RDWR);
+    return true;
+  });
+  return inodes_.size();
 }
 
 size_t ConnectionTable::size() const {

@@ -23,8 +23,8 @@ class ConnectionTable {
 
   // Whether gRPC is told of what comes on the connections; what comes meanwhile waits in the kernel. TCP only.
   void SetReading(bool reading);
-  // Ends them as if their peers had.
-  void ShutDown();
+  // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
+  size_t ShutDownSent();
 
  private:
   mutable Mutex mutex_;

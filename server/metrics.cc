@@ -132,7 +132,7 @@ void Metrics::BatchDone(const BatchSample& batch) {
   metrics_.Observe(batch_sequences_, batch.sequences);
   metrics_.Observe(batch_tokens_, batch.tokens);
   metrics_.Increment(batch_closed_[static_cast<size_t>(batch.closed)]);
-  if (batch.kernel) metrics_.Increment(launches_[static_cast<size_t>(*batch.kernel)]);
+  metrics_.Increment(launches_[static_cast<size_t>(batch.kernel)]);
   ObserveStage(Stage::kPack, batch.pack_ns);
   ObserveStage(Stage::kDevice, batch.device_ns);
 }

@@ -33,8 +33,7 @@ struct BatchSample {
   size_t sequences;
   size_t tokens;
   BatchClosed closed;
-  // What computed it; nothing when it failed.
-  std::optional<kernels::Kernel> kernel;
+  kernels::Kernel kernel;  // what computed it
   uint64_t pack_ns;
   uint64_t device_ns;
 };

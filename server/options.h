@@ -1,4 +1,4 @@
-// What a server is told to do. Every field is a flag of the same name; main.cc copies them here.
+// What a server is told to do. Every field is a flag of the same name; command_line.cc copies them here.
 #pragma once
 
 #include <cstdint>

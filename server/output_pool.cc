@@ -127,12 +127,12 @@ void OutputPool::LeaveMemory() {
 }
 
 void OutputPool::Renew(OutputPermit& permit) {
-  const size_t count = permit.run_->count;
-  const Account account = permit.run_->account;
-  permit = OutputPermit();
+  OutputPermit::Run* const old = std::exchange(permit.run_, nullptr);
+  const std::shared_ptr<OutputPool> pool = std::move(old->pool);
+  // In one step, so that nobody else gets the room that it had.
   MutexLock lock(&mutex_);
-  // It was within the budget.
-  if (blocks_in_use() + count <= num_blocks_) permit = Take(count, account);
+  Release(*old);
+  permit = Take(old->count, old->account);
 }
 
 std::optional<grpc::Slice> OutputPool::CopyToHeap(std::span<const grpc::Slice> parts, Account account) {
@@ -209,9 +209,13 @@ void OutputPool::Mark(Region& region, size_t first, size_t count, bool free) {
 
 void OutputPool::GiveBack(OutputPermit::Run* run) {
   MutexLock lock(&mutex_);
-  Mark(*run->region, run->first, run->count, /*free=*/true);
-  in_use_.fetch_sub(run->count, std::memory_order_relaxed);
-  blocks_of_[run->account] -= static_cast<uint32_t>(run->count);
+  Release(*run);
+}
+
+void OutputPool::Release(OutputPermit::Run& run) {
+  Mark(*run.region, run.first, run.count, /*free=*/true);
+  in_use_.fetch_sub(run.count, std::memory_order_relaxed);
+  blocks_of_[run.account] -= static_cast<uint32_t>(run.count);
 }
 
 }  // namespace nsa::metadata::server

@@ -82,8 +82,8 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   // Hands out no block of the memory any more, but the spare's, without which nothing happens: a device that failed may
   // still write there. Idempotent.
   void LeaveMemory();
-  // Gives `permit` that many other blocks, of the memory that is handed out now, and of the old ones no slice was made.
-  // Empties it when there are none.
+  // Gives `permit`, of which no slice was made, as many other blocks, of the memory that is handed out now. Empties it
+  // when there are not so many next to each other.
   void Renew(OutputPermit& permit);
 
   // Whether fewer than a quarter of the blocks are free: then replies are better copied out, so that slow readers can't
@@ -118,6 +118,7 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   static void Mark(Region& region, size_t first, size_t count, bool free);
   bool PassesShare(size_t count, Account account) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(OutputPermit::Run* run);
+  void Release(OutputPermit::Run& run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void NoteHighWater() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void FreeHeapCopy(void* copy);
 

@@ -224,14 +224,22 @@ void Server::Parts::ShutDownServer() {
   // has heard of the GOAWAY. So none is to reach it then: a connection that ends before a call was looked at is
   // UNAVAILABLE to its caller, who goes to another server.
   service->DrainStreams();
-  const bool quiet = StopReading();
-  std::thread end([this, quiet] {
-    if (!quiet) return;
-    absl::SleepFor(kSettles);  // for the GOAWAY to go out
-    acceptor->connections().ShutDown();
-  });
+  std::atomic<bool> ended{false};
+  std::thread end;
+  if (StopReading()) {
+    end = std::thread([this, &ended] {
+      absl::SleepFor(kSettles);  // for the GOAWAY to go out
+      // One that was on its way here all the time may have come since.
+      while (!ended && (service->live_calls() > 0 || acceptor->connections().ShutDownSent() > 0)) {
+        absl::SleepFor(kSettles);
+      }
+    });
+  } else {
+    spdlog::info("some calls take longer; new ones on their connections may be cancelled");
+  }
   server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(options.drain_timeout));
-  end.join();
+  ended = true;
+  if (end.joinable()) end.join();
 }
 
 void Server::Parts::AddGauges() {
@@ -274,7 +282,13 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Su
   parts->backend = std::move(surroundings.backend);
   if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend);
   parts->metrics = std::make_unique<Metrics>();
-  if (absl::Status status = parts->MakeCompute(surroundings); !status.ok()) return status;
+  absl::Status computes = parts->MakeCompute(surroundings);
+  if (!computes.ok() && options.backend == "auto" && parts->backend->kind() == kernels::BackendKind::kCuda) {
+    spdlog::warn("computing on the CPU: {}", std::string(computes.message()));
+    parts->backend = kernels::CreateCpuBackend();
+    computes = parts->MakeCompute(surroundings);
+  }
+  if (!computes.ok()) return computes;
   parts->service = std::make_unique<Service>(
       parts->options, *parts->pool, *parts->batcher, *parts->metrics,
       ServerInfos{ServerInfo(parts->backend->kind(), parts->backend->device(), parts->options),

@@ -44,9 +44,12 @@ void StreamCall::OnArrived(bool ok) {
   context_.metrics.CallStarted(Method::kExpandStream);
   Await(context_, queue_);
   account_ = context_.callers.AccountOf(server_context_);
+  {
+    MutexLock lock(&mutex_);
+    last_message_ = arrived_;
+  }
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
-  last_message_ = arrived_;
   refusal_ = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes);
   reads_done_ = refusal_.has_value();
   draining_ = draining_ || draining;

@@ -100,7 +100,7 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
 }
 
 absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaOptions& options) {
-  if (device_lost) return absl::UnavailableError("this process's CUDA device has failed before");
+  if (DeviceLost()) return absl::UnavailableError("this process's CUDA device has failed before");
   int devices = 0;
   NSA_RETURN_IF_CUDA_ERROR(cudaGetDeviceCount(&devices));
   if (options.device < 0 || options.device >= devices) {

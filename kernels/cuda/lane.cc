@@ -74,9 +74,10 @@ absl::StatusOr<Kernel> CudaLane::Expand() {
     ExpandOnCpu(batch_);
     return Kernel::kCpu;
   }
-  if (device_lost) return absl::UnavailableError("the device has failed before");
+  if (DeviceLost()) return absl::Status(device_failure, "the device has failed before");
   absl::StatusOr<Kernel> kernel = ExpandOnDevice();
-  if (!kernel.ok()) device_lost = true;
+  absl::StatusCode none = absl::StatusCode::kOk;
+  if (!kernel.ok()) device_failure.compare_exchange_strong(none, kernel.status().code());
   return kernel;
 }
 

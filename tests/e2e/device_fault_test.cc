@@ -8,6 +8,7 @@
 
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
+#include "tests/support/books.h"
 #include "tests/support/faulty_backend.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
@@ -94,7 +95,7 @@ TEST(DeviceFaultTest, WhatAFailedDeviceMayStillWriteReachesNobody) {
   }
   for (std::thread& caller : callers) caller.join();
   EXPECT_TRUE(server.server().device_lost());
-  EXPECT_EQ(server.server().output_blocks_in_use(), 0u);
+  testing::ExpectNothingIsLeft(server);
 }
 
 TEST(DeviceFaultTest, ABatchThatHangsIsAnsweredWithinItsDeadline) {
@@ -147,6 +148,7 @@ TEST(DeviceFaultTest, EndsOnceWhereItIsToldTo) {
 
 TEST(DeviceFaultTest, AStartThatLacksMemoryEndsSayingSoAndTheNextOneServes) {
   server::Options options = testing::LoopbackOptions();
+  options.backend = "cuda";
   options.lanes = 3;
   constexpr int kAllocations = 4;  // the outputs', and one a lane
   for (int fails = 1; fails <= kAllocations + 1; ++fails) {
@@ -167,6 +169,16 @@ TEST(DeviceFaultTest, AStartThatLacksMemoryEndsSayingSoAndTheNextOneServes) {
       EXPECT_EQ(faults.allocations, before) << "the backend was asked for memory while the server served";
     }
   }
+}
+
+TEST(DeviceFaultTest, ADeviceThatLacksMemoryAtTheStartIsLeftForTheCpuWhereThatIsAllowed) {
+  Faults faults;
+  faults.fail_allocation = 2;
+  RunningServer server(testing::LoopbackOptions(), testing::MakeFaultyBackend(faults));  // --backend=auto
+  const auto stub = server.Stub();
+  std::mt19937_64 random(1);
+  ExpectRight(*stub, random);
+  EXPECT_EQ(Info(*stub).backend(), v1::BACKEND_CPU);
 }
 
 }  // namespace

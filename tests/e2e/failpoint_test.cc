@@ -70,9 +70,16 @@ TEST_P(FailpointTest, ACallerThatGivesUpIsLetGoAtOnceAndNothingIsLeftOfItsCall) 
 
 TEST_P(FailpointTest, ADeadlineThatPassesEndsTheCallAtOnceAndNothingIsLeftOfIt) {
   const auto stub = server_.Stub();
-  const grpc::Status status = testing::Call(*stub, Good(), std::chrono::milliseconds(50)).status;
+  {
+    grpc::ClientContext context;  // the connection is there before the deadline counts
+    v1::GetServerInfoResponse info;
+    ASSERT_TRUE(stub->GetServerInfo(&context, {}, &info).ok());
+  }
+  const grpc::Status status = testing::Call(*stub, Good(), std::chrono::seconds(1)).status;
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   halt_.AwaitHalted();
+  // The server's began with the request's arrival.
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));
   EXPECT_EQ(server_.server().live_calls(), 1);
   halt_.Release();
   const Books books = testing::ExpectNothingIsLeft(server_);

@@ -56,9 +56,9 @@ def test_on_gpu_fault_cpu_serves_on(stubs):
 
 def test_on_gpu_fault_exit_drains_and_ends_with_a_failure(stubs):
     # It serves on long enough for the answers that the fault must not cost.
-    with Server("--fail_at=100", "--on_gpu_fault=exit", "--lame_duck=500ms", program=TEST_SERVER) as server:
+    with Server("--fail_at=100", "--on_gpu_fault=exit", "--lame_duck=3s", program=TEST_SERVER) as server:
         with Callers(server.address, stubs) as callers:
-            server.wait_for_log("not ready; serving on for 500ms")
+            server.wait_for_log("not ready; serving on for 3s")
             before = callers.answered
             while callers.answered < before + 20 and not callers.failures:
                 pass

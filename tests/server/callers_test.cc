@@ -27,10 +27,12 @@ TEST(CallersTest, TheFirst64BitsOfAnIpv6AddressAreACaller) {
   EXPECT_NE(callers.AccountOf("ipv6:%5Bfe80::1%25eth0%5D:5000", std::nullopt), kNoAccount) << "one with a scope";
 }
 
-TEST(CallersTest, AUnixSocketsPeersHaveNoAccount) {
-  EXPECT_EQ(Callers({}, "").AccountOf("unix:", std::nullopt), kNoAccount);
-  EXPECT_EQ(Callers({}, "").AccountOf("", std::nullopt), kNoAccount);
-  EXPECT_EQ(Callers({}, "").AccountOf("ipv4:", std::nullopt), kNoAccount);
+TEST(CallersTest, AllPeersOfUnixSocketsAreOneCaller) {
+  const Callers callers({}, "");
+  EXPECT_NE(callers.AccountOf("unix:", std::nullopt), kNoAccount);
+  for (const char* peer : {"unix:/run/x", "", "ipv4:"}) {
+    EXPECT_EQ(callers.AccountOf(peer, std::nullopt), callers.AccountOf("unix:", std::nullopt)) << peer;
+  }
 }
 
 TEST(CallersTest, ATrustedProxySaysWhoItsCallersAreAndNobodyElseMay) {

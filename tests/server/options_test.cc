@@ -99,6 +99,7 @@ TEST(LimitsTest, EveryLimitThatClientsAreToldIsAMetricToo) {
   EXPECT_EQ(limits.max_rpc_duration().seconds(), 30);
   std::vector<const google::protobuf::FieldDescriptor*> fields;
   limits.GetReflection()->ListFields(limits, &fields);
+  EXPECT_EQ(fields.size(), static_cast<size_t>(v1::Limits::descriptor()->field_count())) << "a limit is not told";
   EXPECT_EQ(NamedLimits(options).size(), fields.size());
 }
 

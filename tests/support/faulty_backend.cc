@@ -23,10 +23,11 @@ class Scribbler {
   void WriteTo(const kernels::PackedBatch& batch) {
     server::MutexLock lock(&mutex_);
     for (const kernels::PackedRequest& request : batch.requests()) {
-      request.spec.outputs.ForEach([&](kernels::Output output) {
+      for (kernels::Output output : kernels::kAllOutputs) {
+        if (!request.spec.outputs.Has(output)) continue;
         spans_.emplace_back(request.out[static_cast<size_t>(output)],
                             kernels::OutputLength(output, request.num_sequences, request.total_tokens));
-      });
+      }
     }
     if (!thread_.joinable()) thread_ = std::thread([this] { Run(); });
   }
