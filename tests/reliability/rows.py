@@ -310,11 +310,11 @@ def r6(row, pb, scale):
             f"+{asked:.0f} MiB (budget + 20 %)", f"+{grown:.0f} MiB; {held:.0f} of 1024 blocks held by the first, all kinds; of "
             f"those with a shut or slow window {refused} refused for the caller's share", grown <= asked and held >= each * (drips + few),
         )
-        reset = sum("reset" in c.statuses.values() for c in waits)
+        reset = sum(bool({1, "reset"} & set(c.statuses.values())) for c in waits)  # CANCELLED, or without a status
         left = in_use()
         row.figure(
             f"ended by write_stall_timeout ({stall_s} s), or by the socket's 20 s", "all",
-            f"{reset} of {len(waits)} with a shut or slow window reset; {left:.0f} blocks left in use",
+            f"{reset} of {len(waits)} with a shut or slow window cancelled; {left:.0f} blocks left in use",
             reset == len(waits) > 0 and left <= each * 8,
         )
         row.figure("healthy calls beside them", "0 failed", f"{failures(result)} failed of {result['requests']:,}",
