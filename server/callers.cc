@@ -14,34 +14,33 @@
 namespace nsa::metadata::server {
 namespace {
 
-constexpr size_t kBytes = sizeof(in6_addr);
-constexpr int kBits = 8 * kBytes;
+constexpr int kBits = 8 * static_cast<int>(sizeof(IpAddress));
 constexpr size_t kNetworkBytes = 8;  // of an IPv6 address, what tells networks apart
-constexpr std::string_view kMapped("\0\0\0\0\0\0\0\0\0\0\xff\xff", 12);
+constexpr std::array<uint8_t, 12> kMapped = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
 
-// An address's 16 bytes, IPv4 as IPv6 writes it; empty when `text` is none.
-std::string Bytes(std::string_view text) {
+std::optional<IpAddress> ParseIp(std::string_view text) {
   char copy[INET6_ADDRSTRLEN] = {};
-  if (text.size() >= sizeof copy) return "";
+  if (text.size() >= sizeof copy) return std::nullopt;
   text.copy(copy, text.size());
-  char bytes[kBytes];
-  if (inet_pton(AF_INET6, copy, bytes) == 1) return std::string(bytes, kBytes);
-  if (inet_pton(AF_INET, copy, bytes) == 1) return std::string(kMapped).append(bytes, sizeof(in_addr));
-  return "";
+  IpAddress address = {};
+  if (inet_pton(AF_INET6, copy, address.data()) == 1) return address;
+  std::copy(kMapped.begin(), kMapped.end(), address.begin());
+  if (inet_pton(AF_INET, copy, address.data() + kMapped.size()) == 1) return address;
+  return std::nullopt;
 }
 
-bool IsIpv4(std::string_view address) { return address.substr(0, kMapped.size()) == kMapped; }
+bool IsIpv4(const IpAddress& address) { return std::equal(kMapped.begin(), kMapped.end(), address.begin()); }
 
-// The address of a TCP peer, "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; empty for any other.
-std::string PeerAddress(std::string_view peer) {
+// The address of a TCP peer, "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; nothing for any other.
+std::optional<IpAddress> PeerAddress(std::string_view peer) {
   constexpr std::string_view kIpv4 = "ipv4:";
   constexpr std::string_view kIpv6 = "ipv6:%5B";
   const std::string_view host = peer.substr(0, peer.rfind(':'));
-  if (peer.starts_with(kIpv4)) return Bytes(host.substr(std::min(kIpv4.size(), host.size())));
-  if (!peer.starts_with(kIpv6)) return "";
+  if (peer.starts_with(kIpv4)) return ParseIp(host.substr(std::min(kIpv4.size(), host.size())));
+  if (!peer.starts_with(kIpv6)) return std::nullopt;
   // Up to the bracket's end, or to the scope before it.
   const std::string_view address = peer.substr(kIpv6.size());
-  return Bytes(address.substr(0, address.find('%')));
+  return ParseIp(address.substr(0, address.find('%')));
 }
 
 Account Hash(std::string_view name) {
@@ -53,11 +52,12 @@ Account Hash(std::string_view name) {
 
 absl::StatusOr<AddressBlock> AddressBlock::Parse(const std::string& text) {
   const size_t slash = text.find('/');
-  AddressBlock block;
-  block.address_ = Bytes(text.substr(0, slash));
-  if (block.address_.empty()) {
+  const std::optional<IpAddress> address = ParseIp(std::string_view(text).substr(0, slash));
+  if (!address) {
     return absl::InvalidArgumentError(absl::StrCat("'", text, "' must be an IP address, or one and /bits"));
   }
+  AddressBlock block;
+  block.address_ = *address;
   block.bits_ = kBits;
   if (slash == std::string::npos) return block;
   const int before = text.find(':') == std::string::npos ? 8 * static_cast<int>(kMapped.size()) : 0;
@@ -69,13 +69,11 @@ absl::StatusOr<AddressBlock> AddressBlock::Parse(const std::string& text) {
   return block;
 }
 
-bool AddressBlock::Contains(std::string_view address) const {
-  const size_t whole = static_cast<size_t>(bits_) / 8;
-  if (address.size() != kBytes || address.substr(0, whole) != std::string_view(address_).substr(0, whole)) return false;
+bool AddressBlock::Contains(const IpAddress& address) const {
+  const int whole = bits_ / 8;
+  if (!std::equal(address_.begin(), address_.begin() + whole, address.begin())) return false;
   const int rest = bits_ % 8;
-  if (rest == 0) return true;
-  const auto differing = static_cast<uint8_t>(address[whole] ^ address_[whole]);
-  return differing >> (8 - rest) == 0;
+  return rest == 0 || (address[whole] ^ address_[whole]) >> (8 - rest) == 0;
 }
 
 Callers::Callers(const std::vector<std::string>& trusted_proxies, std::string caller_metadata)
@@ -96,11 +94,11 @@ Account Callers::AccountOf(const grpc::ServerContextBase& call) const {
 }
 
 Account Callers::AccountOf(std::string_view peer, std::optional<std::string_view> named) const {
-  const std::string address = PeerAddress(peer);
-  if (address.empty()) return Hash("unix");
-  const auto has_it = [&](const AddressBlock& block) { return block.Contains(address); };
+  const std::optional<IpAddress> address = PeerAddress(peer);
+  if (!address) return Hash("unix");
+  const auto has_it = [&](const AddressBlock& block) { return block.Contains(*address); };
   if (named && std::any_of(trusted_proxies_.begin(), trusted_proxies_.end(), has_it)) return Hash(*named);
-  return Hash(IsIpv4(address) ? address : address.substr(0, kNetworkBytes));
+  return Hash({reinterpret_cast<const char*>(address->data()), IsIpv4(*address) ? address->size() : kNetworkBytes});
 }
 
 }  // namespace nsa::metadata::server

@@ -1,6 +1,8 @@
 // Who a caller is, for what is limited by caller.
 #pragma once
 
+#include <array>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,16 +14,18 @@
 
 namespace nsa::metadata::server {
 
-// A block of addresses, "10.0.0.0/8", "::1/128" or a single address. IPv4 as IPv6 writes it, ::ffff:0:0/96.
+// An IPv6 address, or an IPv4 one as IPv6 writes it, ::ffff:0:0/96.
+using IpAddress = std::array<uint8_t, 16>;
+
+// A block of addresses, "10.0.0.0/8", "::1/128" or a single address.
 class AddressBlock {
  public:
   // INVALID_ARGUMENT saying what is wrong with `text`.
   static absl::StatusOr<AddressBlock> Parse(const std::string& text);
-  // `address` is an IPv6 address's 16 bytes.
-  bool Contains(std::string_view address) const;
+  bool Contains(const IpAddress& address) const;
 
  private:
-  std::string address_;  // 16 bytes
+  IpAddress address_ = {};
   int bits_ = 0;
 };
 
