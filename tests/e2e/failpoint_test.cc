@@ -30,14 +30,6 @@ using testing::Books;
 using testing::Halt;
 using testing::RunningServer;
 
-v1::ExpandRequest Good() {
-  v1::ExpandRequest request;
-  request.add_extend_seq_lens(3);
-  request.add_seq_lens(10);
-  request.set_nsa_index_topk(2048);
-  return request;
-}
-
 class FailpointTest : public ::testing::TestWithParam<Step> {
  protected:
   // The first request stops at the step.
@@ -52,7 +44,7 @@ TEST_P(FailpointTest, ACallerThatGivesUpIsLetGoAtOnceAndNothingIsLeftOfItsCall) 
   grpc::Status status;
   std::thread caller([&] {
     v1::ExpandResponse response;
-    status = stub->Expand(&context, Good(), &response);
+    status = stub->Expand(&context, testing::SmallRequest(), &response);
   });
   halt_.AwaitHalted();
   context.TryCancel();
@@ -65,7 +57,7 @@ TEST_P(FailpointTest, ACallerThatGivesUpIsLetGoAtOnceAndNothingIsLeftOfItsCall) 
   if (launched_) {
     EXPECT_EQ(books.launched, 1);
   }
-  EXPECT_TRUE(testing::Call(*stub, Good()).status.ok()) << "the next caller's";
+  EXPECT_TRUE(testing::Call(*stub, testing::SmallRequest()).status.ok()) << "the next caller's";
 }
 
 TEST_P(FailpointTest, ADeadlineThatPassesEndsTheCallAtOnceAndNothingIsLeftOfIt) {
@@ -75,7 +67,7 @@ TEST_P(FailpointTest, ADeadlineThatPassesEndsTheCallAtOnceAndNothingIsLeftOfIt) 
     v1::GetServerInfoResponse info;
     ASSERT_TRUE(stub->GetServerInfo(&context, {}, &info).ok());
   }
-  const grpc::Status status = testing::Call(*stub, Good(), std::chrono::seconds(1)).status;
+  const grpc::Status status = testing::Call(*stub, testing::SmallRequest(), std::chrono::seconds(1)).status;
   EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED);
   halt_.AwaitHalted();
   // The server's began with the request's arrival.
@@ -95,7 +87,7 @@ TEST_P(FailpointTest, AnAbandonedStreamIsLetGoAndNothingIsLeftOfItsItems) {
   const auto stream = stub->ExpandStream(&context);
   for (uint64_t id = 1; id <= 5; ++id) {
     v1::ExpandStreamRequest item;
-    *item.mutable_expand() = Good();
+    *item.mutable_expand() = testing::SmallRequest();
     item.mutable_expand()->set_request_id(id);
     ASSERT_TRUE(stream->Write(item));
   }
@@ -111,7 +103,7 @@ TEST_P(FailpointTest, AnAbandonedStreamIsLetGoAndNothingIsLeftOfItsItems) {
 TEST_P(FailpointTest, ADrainWaitsForWhatStandsThere) {
   const auto stub = server_.Stub();
   grpc::Status status;
-  std::thread caller([&] { status = testing::Call(*stub, Good()).status; });
+  std::thread caller([&] { status = testing::Call(*stub, testing::SmallRequest()).status; });
   halt_.AwaitHalted();
   std::thread drain([&] { server_.server().Drain(); });
   while (testing::HttpGet(server_.server().metrics_address(), "/readyz").find("503") == std::string::npos) {

@@ -19,21 +19,13 @@ using testing::HttpGet;
 using testing::Reply;
 using testing::RunningServer;
 
-v1::ExpandRequest Good() {
-  v1::ExpandRequest request;
-  request.add_extend_seq_lens(3);
-  request.add_seq_lens(10);
-  request.set_nsa_index_topk(2048);
-  return request;
-}
-
 TEST(LifecycleTest, DrainAnswersWhatIsInFlight) {
   testing::Gate gate;
   RunningServer server(testing::LoopbackOptions(), testing::MakeGatedBackend(gate));
   const std::string metrics = server.server().metrics_address();
   EXPECT_NE(HttpGet(metrics, "/readyz").find("200 OK"), std::string::npos);
   grpc::Status status(grpc::StatusCode::UNKNOWN, "never answered");
-  std::thread caller([&] { status = Call(*server.Stub(), Good()).status; });
+  std::thread caller([&] { status = Call(*server.Stub(), testing::SmallRequest()).status; });
   gate.AwaitStarted(1);
   std::thread drain([&] { server.server().Drain(); });
   // The drain waits for the call, and says that the server is not ready.
@@ -53,7 +45,7 @@ TEST(LifecycleTest, DrainCutsWhatTakesLongerThanItsTimeout) {
   options.drain_timeout = absl::Milliseconds(20);
   RunningServer server(options, testing::MakeGatedBackend(gate));
   grpc::Status status;
-  std::thread caller([&] { status = Call(*server.Stub(), Good()).status; });
+  std::thread caller([&] { status = Call(*server.Stub(), testing::SmallRequest()).status; });
   gate.AwaitStarted(1);
   std::thread drain([&] { server.server().Drain(); });
   caller.join();  // the caller is let go though its batch still runs
@@ -70,10 +62,11 @@ TEST(LifecycleTest, ALameDuckServesOnWithReadinessOff) {
   const std::string metrics = server.server().metrics_address();
   std::thread drain([&] { server.server().Drain(); });
   while (HttpGet(metrics, "/readyz").find("503") == std::string::npos) std::this_thread::yield();
-  const grpc::Status on_a_new_connection = Call(*server.Stub(), Good()).status;
+  const grpc::Status on_a_new_connection = Call(*server.Stub(), testing::SmallRequest()).status;
   EXPECT_TRUE(on_a_new_connection.ok()) << on_a_new_connection.error_message();
   drain.join();
-  EXPECT_EQ(Call(*server.Stub(), Good()).status.error_code(), grpc::StatusCode::UNAVAILABLE) << "it has drained";
+  EXPECT_EQ(Call(*server.Stub(), testing::SmallRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE)
+      << "it has drained";
 }
 
 TEST(LifecycleTest, DrainWithIdleConnectionsDoesNotWaitForThem) {
@@ -81,9 +74,9 @@ TEST(LifecycleTest, DrainWithIdleConnectionsDoesNotWaitForThem) {
   options.drain_timeout = absl::Hours(1);  // a drain that waited would never end
   RunningServer server(options);
   const auto stub = server.Stub();
-  EXPECT_TRUE(Call(*stub, Good()).status.ok());
+  EXPECT_TRUE(Call(*stub, testing::SmallRequest()).status.ok());
   server.server().Drain();
-  EXPECT_EQ(Call(*stub, Good(), std::chrono::milliseconds(200)).status.ok(), false);
+  EXPECT_EQ(Call(*stub, testing::SmallRequest(), std::chrono::milliseconds(200)).status.ok(), false);
 }
 
 TEST(LifecycleTest, ServesSeveralAddressesAndAUnixSocket) {
@@ -93,7 +86,7 @@ TEST(LifecycleTest, ServesSeveralAddressesAndAUnixSocket) {
   RunningServer server(options);
   for (const std::string& address : server.server().listen_addresses()) {
     const auto stub = v1::MetadataService::NewStub(grpc::CreateChannel(address, grpc::InsecureChannelCredentials()));
-    const Reply reply = Call(*stub, Good());
+    const Reply reply = Call(*stub, testing::SmallRequest());
     EXPECT_TRUE(reply.status.ok()) << address << ": " << reply.status.error_message();
   }
   server.server().Drain();
@@ -106,17 +99,17 @@ TEST(LifecycleTest, ConnectionsOverTheLimitAreRefusedAndComeInAgainLater) {
   RunningServer server(options);
   auto first = server.Stub();
   const auto second = server.Stub();
-  EXPECT_TRUE(Call(*first, Good()).status.ok());
-  EXPECT_TRUE(Call(*second, Good()).status.ok());
-  EXPECT_EQ(Call(*server.Stub(), Good()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(Call(*second, Good()).status.ok()) << "a connection that is in must not suffer";
+  EXPECT_TRUE(Call(*first, testing::SmallRequest()).status.ok());
+  EXPECT_TRUE(Call(*second, testing::SmallRequest()).status.ok());
+  EXPECT_EQ(Call(*server.Stub(), testing::SmallRequest()).status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(Call(*second, testing::SmallRequest()).status.ok()) << "a connection that is in must not suffer";
   const std::string metrics = HttpGet(server.server().metrics_address(), "/metrics");
   EXPECT_EQ(testing::MetricValue(metrics, "nsa_metadata_connections"), 2);
   EXPECT_GE(testing::MetricValue(metrics, "nsa_metadata_connections_refused_total"), 1);
   first.reset();
   // The server learns of the end a little later than the client.
   grpc::Status status;
-  do status = Call(*server.Stub(), Good()).status;
+  do status = Call(*server.Stub(), testing::SmallRequest()).status;
   while (status.error_code() == grpc::StatusCode::UNAVAILABLE);
   EXPECT_TRUE(status.ok()) << status.error_message();
 }

@@ -3,7 +3,7 @@
 import threading
 
 from calls import TIMEOUT_S, channel
-from programs import TEST_SERVER, Server
+from programs import TEST_SERVER, Server, eventually
 from reference import assert_right
 
 
@@ -26,6 +26,11 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
+    def await_more(self, answers):
+        """Waits until so many more calls were answered, or one failed."""
+        wanted = self.answered + answers
+        eventually(lambda: self.answered >= wanted or self.failures, f"{answers} more calls are answered")
+
     def _call(self, address, stubs):
         with channel(address) as on:
             stub = stubs.rpc.MetadataServiceStub(on)
@@ -43,9 +48,7 @@ def test_on_gpu_fault_cpu_serves_on(stubs):
     with Server("--fail_at=100", program=TEST_SERVER) as server:
         with Callers(server.address, stubs) as callers:
             server.wait_for_log("the device has failed, the CPU computes from here on: an injected fault")
-            before = callers.answered
-            while callers.answered < before + 500 and not callers.failures:
-                pass
+            callers.await_more(500)
         assert callers.failures == []
         assert server.get("/readyz")[0] == 200
         scrape = server.settled_metrics()
@@ -59,9 +62,7 @@ def test_on_gpu_fault_exit_drains_and_ends_with_a_failure(stubs):
     with Server("--fail_at=100", "--on_gpu_fault=exit", "--lame_duck=3s", program=TEST_SERVER) as server:
         with Callers(server.address, stubs) as callers:
             server.wait_for_log("not ready; serving on for 3s")
-            before = callers.answered
-            while callers.answered < before + 20 and not callers.failures:
-                pass
+            callers.await_more(20)
         assert callers.failures == []
         assert server.wait() == 1, server.log
         assert "the CPU computes from here on until the server has drained: an injected fault" in server.log

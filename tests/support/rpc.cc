@@ -19,6 +19,14 @@ v1::ExpandRequest ToProto(const TestRequest& request) {
   return proto;
 }
 
+v1::ExpandRequest SmallRequest() {
+  v1::ExpandRequest request;
+  request.add_extend_seq_lens(3);
+  request.add_seq_lens(10);
+  request.set_nsa_index_topk(2048);
+  return request;
+}
+
 Arrays ToArrays(const v1::ExpandResponse& response) {
   Arrays arrays;
   for (kernels::Output output : kernels::kAllOutputs) {

@@ -12,6 +12,9 @@ namespace nsa::metadata::testing {
 
 v1::ExpandRequest ToProto(const TestRequest& request);
 
+// A valid request of one sequence, three tokens.
+v1::ExpandRequest SmallRequest();
+
 // The arrays of a response, by output.
 Arrays ToArrays(const v1::ExpandResponse& response);
 
