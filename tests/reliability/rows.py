@@ -595,9 +595,12 @@ def r27(row, pb, scale):
 
         abandon(count)
         eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
-        before = server.memory("VmRSS")
-        abandon(count)
-        eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
+        grown = []  # a leak grows in every round, the allocator's arenas in some
+        for _ in range(5):
+            before = server.memory("VmRSS")
+            abandon(count)
+            eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
+            grown.append((server.memory("VmRSS") - before) / MEBIBYTE)
 
         def ended():
             metrics = server.metrics()
@@ -605,9 +608,8 @@ def r27(row, pb, scale):
             return started if started == metrics.total("grpc_server_handled_total", grpc_method="ExpandStream") else None
 
         started = eventually(ended, "every stream has ended")
-        grown = (server.memory("VmRSS") - before) / MEBIBYTE
-        row.figure(f"{count:,} streams opened and abandoned: memory", "flat", f"{grown:+.1f} MiB; all of {started:.0f} "
-                   "that reached the service ended", grown <= 4)
+        row.figure(f"{count:,} streams opened and abandoned, five times: memory", "flat (≤ 1 MiB the least)",
+                   " ".join(f"{g:+.1f}" for g in grown) + f" MiB; all of {started:.0f} that reached the service ended", min(grown) <= 1)
         good = bench(server.address, duration="1s", streams=2, in_flight=64)
         row.figure("streams afterwards", "served", f"{failures(good)} failed of {good['requests']:,}", failures(good) == 0)
         books_balance(row, server)
