@@ -24,7 +24,7 @@ absl::Status OutOfRange(const char* option, const std::string& value, const char
 }
 
 absl::Status Check(const ClientOptions& options) {
-  const ClientOptions::Retry& retry = options.retry;
+  const Retry& retry = options.retry;
   if (options.timeout < absl::ZeroDuration()) {
     return OutOfRange("timeout", absl::FormatDuration(options.timeout), "0 or more");
   }
@@ -46,14 +46,16 @@ absl::Status Check(const ClientOptions& options) {
   return absl::OkStatus();
 }
 
-std::string ServiceConfig(const ClientOptions::Retry& retry) {
+std::string ServiceConfig(const Retry& retry) {
   const std::string retry_policy = absl::StrFormat(
       R"("retryPolicy": {"maxAttempts": %d, "initialBackoff": "%.3fs", "maxBackoff": "%.3fs", "backoffMultiplier": 2,
                          "retryableStatusCodes": ["UNAVAILABLE"]})",
       retry.max_attempts, absl::ToDoubleSeconds(retry.initial_backoff), absl::ToDoubleSeconds(retry.max_backoff));
+  // ExpandStream sends its items again itself: gRPC can't once an answer has come.
   return absl::StrFormat(
       R"({"loadBalancingConfig": [{"round_robin": {}}],
-          "methodConfig": [{"name": [{"service": "%s"}]%s%s}]})",
+          "methodConfig": [{"name": [{"service": "%1$s", "method": "ExpandStream"}]},
+                           {"name": [{"service": "%1$s"}]%2$s%3$s}]})",
       v1::MetadataService::service_full_name(), retry.max_attempts > 1 ? ", " : "",
       retry.max_attempts > 1 ? retry_policy : "");
 }
@@ -109,7 +111,8 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Connect(const std::string& targe
 }
 
 Client::Client(const std::string& target, const ClientOptions& options)
-    : timeout_(options.timeout == absl::ZeroDuration() ? absl::InfiniteDuration() : options.timeout) {
+    : timeout_(options.timeout == absl::ZeroDuration() ? absl::InfiniteDuration() : options.timeout),
+      retry_(options.retry) {
   PrepareGrpc();
   KeepCallbackQueue();
   const grpc::ChannelArguments arguments = ChannelArgumentsOf(options);
@@ -128,7 +131,7 @@ absl::StatusOr<v1::ExpandResponse> Client::Expand(const Request& request, std::o
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   v1::ExpandResponse response;
-  const grpc::Status status = NextStub().Expand(&context, ToProto(request), &response);
+  const grpc::Status status = NextStub()->Expand(&context, ToProto(request), &response);
   if (!status.ok()) return ToAbslStatus(status);
   return response;
 }
@@ -141,7 +144,7 @@ void Client::ExpandAsync(const Request& request, Callback callback, std::optiona
   auto call = std::make_shared<AsyncCall>();
   call->request = ToProto(request);
   SetDeadline(deadline, call->context);
-  NextStub().async()->Expand(
+  NextStub()->async()->Expand(
       &call->context, &call->request, &call->response,
       [this, call, callback = std::move(callback)](const grpc::Status& status) {
         callback(status.ok() ? absl::StatusOr<v1::ExpandResponse>(std::move(call->response)) : ToAbslStatus(status));
@@ -154,20 +157,20 @@ absl::StatusOr<std::unique_ptr<ExpandStream>> Client::OpenStream(const StreamOpt
   if (options.max_queued < 1) {
     return OutOfRange("max_queued", absl::StrCat(options.max_queued), "1 or more", "StreamOptions");
   }
-  return std::make_unique<ExpandStream>(NextStub(), options, timeout_);
+  return std::make_unique<ExpandStream>(NextStub(), options, retry_, timeout_);
 }
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::ServerInfo(std::optional<absl::Time> deadline) {
   grpc::ClientContext context;
   SetDeadline(deadline, context);
   v1::GetServerInfoResponse response;
-  const grpc::Status status = NextStub().GetServerInfo(&context, {}, &response);
+  const grpc::Status status = NextStub()->GetServerInfo(&context, {}, &response);
   if (!status.ok()) return ToAbslStatus(status);
   return response;
 }
 
-v1::MetadataService::Stub& Client::NextStub() {
-  return *stubs_[next_stub_.fetch_add(1, std::memory_order_relaxed) % stubs_.size()];
+const std::shared_ptr<v1::MetadataService::Stub>& Client::NextStub() {
+  return stubs_[next_stub_.fetch_add(1, std::memory_order_relaxed) % stubs_.size()];
 }
 
 void Client::SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const {

@@ -25,23 +25,13 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "client/request.h"
+#include "client/retry.h"
 #include "client/stream.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 
 namespace nsa::metadata::client {
 
 struct ClientOptions {
-  // Calls that end UNAVAILABLE are sent again, and no others: the server was not reached, or may take the same request
-  // later. An expansion changes nothing, so that one sent twice does no harm. The server's own hint of when to come
-  // back (grpc-retry-pushback-ms) goes before the backoff. Nothing throttles retries.
-  struct Retry {
-    // Attempts a call, the first included. 1 to 5; 1: no retries.
-    int max_attempts = 4;
-    // The longest wait before the second attempt; it doubles with each further one, up to max_backoff. 1 ms or more.
-    absl::Duration initial_backoff = absl::Milliseconds(50);
-    absl::Duration max_backoff = absl::Seconds(1);
-  };
-
   // A call's time, all attempts together. 0: no deadline of the client's; the server still has its own.
   absl::Duration timeout = absl::Seconds(30);
   Retry retry = {};
@@ -79,9 +69,8 @@ class Client {
   // The same without blocking. The request's arrays may go as soon as this returns; `callback` may run before it does.
   void ExpandAsync(const Request& request, Callback callback, std::optional<absl::Time> deadline = std::nullopt);
 
-  // Begins a call for many requests over one of the connections, in turn. Does not block: that the server isn't there
-  // shows in the items' outcomes. The call is tried again as others are, until the server has sent something on it. The
-  // stream may outlive the Client. INVALID_ARGUMENT names the option that is out of range.
+  // A stream of many requests over one of the connections, in turn. Does not block: that the server isn't there shows
+  // in the items' outcomes. The stream may outlive the Client. INVALID_ARGUMENT names the option that is out of range.
   absl::StatusOr<std::unique_ptr<ExpandStream>> OpenStream(const StreamOptions& options = {});
 
   // Asks what the server is and accepts. Blocks until the answer or the deadline.
@@ -90,11 +79,12 @@ class Client {
  private:
   Client(const std::string& target, const ClientOptions& options);
 
-  v1::MetadataService::Stub& NextStub();
+  const std::shared_ptr<v1::MetadataService::Stub>& NextStub();
   void SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const;
 
   const absl::Duration timeout_;
-  std::vector<std::unique_ptr<v1::MetadataService::Stub>> stubs_;
+  const Retry retry_;
+  std::vector<std::shared_ptr<v1::MetadataService::Stub>> stubs_;
   std::atomic<size_t> next_stub_ = 0;
   absl::Mutex mutex_;
   int64_t calls_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -9,25 +9,16 @@ namespace {
 
 class Streams {
  public:
-  Streams(Client& client, int num_streams) : client_(client), streams_(static_cast<size_t>(num_streams)) {}
+  Streams(Client& client, int num_streams) {
+    for (int i = 0; i < num_streams; ++i) streams_.push_back(*client.OpenStream());
+  }
 
   void Send(const Request& request, const Client::Callback& callback) {
-    std::unique_ptr<ExpandStream>& stream = streams_[next_++ % streams_.size()];
-    if (stream != nullptr && stream->Send(request, callback).ok()) return;
-    const absl::Status sent = SendOverNewOne(stream, request, callback);
+    const absl::Status sent = streams_[next_++ % streams_.size()]->Send(request, callback);
     if (!sent.ok()) callback(sent);
   }
 
  private:
-  absl::Status SendOverNewOne(std::unique_ptr<ExpandStream>& stream, const Request& request,
-                              const Client::Callback& callback) {
-    absl::StatusOr<std::unique_ptr<ExpandStream>> opened = client_.OpenStream();
-    if (!opened.ok()) return opened.status();
-    stream = *std::move(opened);
-    return stream->Send(request, callback);
-  }
-
-  Client& client_;
   std::vector<std::unique_ptr<ExpandStream>> streams_;
   size_t next_ = 0;
 };

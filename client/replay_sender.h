@@ -14,8 +14,7 @@ using Sender = std::function<void(const Request&, Client::Callback)>;
 // A unary call for each request. `client` has to outlive the sender.
 Sender SendAsCalls(Client& client);
 
-// `num_streams` ExpandStream calls, which requests take in turn. One that ended is replaced when its turn comes.
-// `client` has to outlive the sender, which blocks at its end until all is answered.
+// `num_streams` ExpandStream calls, which requests take in turn. The sender blocks at its end until all is answered.
 Sender SendOverStreams(Client& client, int num_streams);
 
 }  // namespace nsa::metadata::client

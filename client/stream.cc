@@ -1,5 +1,9 @@
 #include "client/stream.h"
 
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/client_callback.h>
+
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,46 +12,83 @@
 namespace nsa::metadata::client {
 namespace {
 
-v1::ExpandStreamRequest MessageOf(const Request& request, absl::Duration timeout) {
-  v1::ExpandStreamRequest message;
-  *message.mutable_expand() = ToProto(request);
-  if (timeout != absl::InfiniteDuration()) {
-    absl::Duration rest;
-    message.mutable_timeout()->set_seconds(absl::IDivDuration(timeout, absl::Seconds(1), &rest));
-    message.mutable_timeout()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
-  }
+void SetTimeout(absl::Duration timeout, v1::ExpandStreamRequest& message) {
+  if (timeout == absl::InfiniteDuration()) return;
+  absl::Duration rest;
+  message.mutable_timeout()->set_seconds(absl::IDivDuration(timeout, absl::Seconds(1), &rest));
+  message.mutable_timeout()->set_nanos(static_cast<int32_t>(absl::ToInt64Nanoseconds(rest)));
+}
+
+std::shared_ptr<v1::ExpandStreamRequest> MessageOf(const Request& request, absl::Duration timeout) {
+  auto message = std::make_shared<v1::ExpandStreamRequest>();
+  *message->mutable_expand() = ToProto(request);
+  SetTimeout(timeout, *message);
   return message;
 }
 
-// What an item without an answer gets when the call ended with `status`.
+// What an item without an answer gets when its last call ended with `status`.
 absl::Status Unanswered(const absl::Status& status) {
   return status.ok() ? absl::InternalError("the server ended the stream before it had answered") : status;
 }
 
 }  // namespace
 
-ExpandStream::ExpandStream(v1::MetadataService::Stub& stub, const StreamOptions& options, absl::Duration timeout)
-    : max_queued_(static_cast<size_t>(options.max_queued)), timeout_(timeout) {
-  stub.async()->ExpandStream(&context_, this);
-  AddHold();
-  StartRead(&incoming_);
-  StartCall();
-}
+// One call, which tells its stream what happens.
+class ExpandStream::Call final : public grpc::ClientBidiReactor<v1::ExpandStreamRequest, v1::ExpandStreamResponse> {
+ public:
+  explicit Call(ExpandStream& stream) : stream_(stream) {
+    stream.stub_->async()->ExpandStream(&context_, this);
+    AddHold();
+    StartRead(&incoming_);
+    StartCall();
+  }
+  void Cancel() { context_.TryCancel(); }
+  // Of the read under way, or of the reaction to it.
+  v1::ExpandStreamResponse& incoming() { return incoming_; }
+
+  // Guarded by the stream's mutex.
+  bool writing = false;
+  // While it is set, the reactor has a hold, so that writes may start outside of reactions.
+  bool may_write = true;
+
+ private:
+  void OnReadDone(bool ok) override { stream_.OnRead(*this, ok); }
+  void OnWriteDone(bool ok) override { stream_.OnWritten(*this, ok); }
+  void OnDone(const grpc::Status& status) override {
+    ExpandStream& stream = stream_;
+    const absl::Status end_status = ToAbslStatus(status);
+    // The stream may be gone once it knows.
+    delete this;
+    stream.OnDone(end_status);
+  }
+
+  ExpandStream& stream_;
+  grpc::ClientContext context_;
+  v1::ExpandStreamResponse incoming_;
+};
+
+ExpandStream::ExpandStream(std::shared_ptr<v1::MetadataService::Stub> stub, const StreamOptions& options,
+                           const Retry& retry, absl::Duration timeout)
+    : stub_(std::move(stub)), max_queued_(static_cast<size_t>(options.max_queued)), retry_(retry), timeout_(timeout) {}
 
 ExpandStream::~ExpandStream() { (void)Close(); }
 
 absl::Status ExpandStream::Send(const Request& request, Callback callback, std::optional<absl::Duration> timeout) {
-  v1::ExpandStreamRequest message = MessageOf(request, timeout.value_or(timeout_));
+  const absl::Time deadline = absl::Now() + timeout.value_or(timeout_);
+  std::shared_ptr<v1::ExpandStreamRequest> message = MessageOf(request, timeout.value_or(timeout_));
   MutexLock lock(&mutex_);
-  while (outbox_.size() >= max_queued_ && !closed_ && !end_status_.has_value()) changed_.Wait(mutex_);
+  while (outbox_.size() >= max_queued_ && !closed_) changed_.Wait(mutex_);
   if (closed_) return absl::FailedPreconditionError("the stream is closed");
-  if (end_status_.has_value()) return Unanswered(*end_status_);
   const auto [item, is_new] = items_.try_emplace(request.request_id);
   if (!is_new) {
     return absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id, " is in flight on this stream"));
   }
+  item->second.sequence = next_sequence_++;
+  item->second.message = message;
+  item->second.deadline = deadline;
   item->second.callback = std::move(callback);
-  Write(std::move(message));
+  outbox_.push_back(std::move(message));
+  Pump();
   return absl::OkStatus();
 }
 
@@ -57,9 +98,10 @@ void ExpandStream::Cancel(uint64_t request_id) {
   // One cancel an item: they don't count against max_queued.
   if (item == items_.end() || item->second.cancel_sent) return;
   item->second.cancel_sent = true;
-  v1::ExpandStreamRequest message;
-  message.set_cancel_request_id(request_id);
-  Write(std::move(message));
+  auto message = std::make_shared<v1::ExpandStreamRequest>();
+  message->set_cancel_request_id(request_id);
+  outbox_.push_back(std::move(message));
+  Pump();
 }
 
 absl::Status ExpandStream::Close(std::optional<absl::Time> deadline) {
@@ -67,21 +109,21 @@ absl::Status ExpandStream::Close(std::optional<absl::Time> deadline) {
   {
     MutexLock lock(&mutex_);
     closed_ = true;
-    PumpWrite();
+    Pump();
     changed_.SignalAll();
-    while (!done_ && absl::Now() < effective) changed_.WaitUntil(mutex_, effective);
-    if (done_) return *end_status_;
+    while (!Idle() && absl::Now() < effective) changed_.WaitUntil(mutex_, effective);
+    if (Idle()) return end_status_;
   }
   Abort(absl::DeadlineExceededError("the stream was closed, and the answer did not come in time"));
   MutexLock lock(&mutex_);
-  while (!done_) changed_.Wait(mutex_);
-  return *end_status_;
+  while (!Idle()) changed_.Wait(mutex_);
+  return end_status_;
 }
 
-void ExpandStream::OnReadDone(bool ok) {
+void ExpandStream::OnRead(Call& call, bool ok) {
   std::optional<Answer> answer;
   if (ok) {
-    absl::StatusOr<std::optional<Answer>> taken = TakeMessage();
+    absl::StatusOr<std::optional<Answer>> taken = TakeMessage(call.incoming());
     if (taken.ok()) {
       answer = *std::move(taken);
     } else {
@@ -92,58 +134,77 @@ void ExpandStream::OnReadDone(bool ok) {
   {
     MutexLock lock(&mutex_);
     if (ok) {
-      StartRead(&incoming_);
+      call.StartRead(&call.incoming());
     } else {
-      StopWriting();
+      StopWriting(call);
     }
   }
   // The next message may be read meanwhile.
   if (answer.has_value()) answer->callback(std::move(answer->response));
 }
 
-void ExpandStream::OnWriteDone(bool ok) {
+void ExpandStream::OnWritten(Call& call, bool ok) {
   MutexLock lock(&mutex_);
-  writing_ = false;
+  call.writing = false;
   outbox_.pop_front();
-  if (!ok) StopWriting();
-  PumpWrite();
+  if (!ok) StopWriting(call);
+  Pump();
   changed_.SignalAll();
 }
 
-void ExpandStream::OnDone(const grpc::Status& status) {
-  std::unordered_map<uint64_t, Item> unanswered;
-  absl::Status end_status;
+void ExpandStream::OnDone(const absl::Status& status) {
+  std::vector<Answer> answers;
   {
     MutexLock lock(&mutex_);
-    end_status = abort_status_.ok() ? ToAbslStatus(status) : abort_status_;
-    end_status_ = end_status;
-    unanswered.swap(items_);
-    changed_.SignalAll();
+    call_ = nullptr;
+    fruitless_calls_ = call_answered_ ? 0 : fruitless_calls_ + 1;
+    answers = End(status);
+    if (!outbox_.empty()) {
+      backing_off_ = true;
+      backoff_ = std::make_unique<grpc::Alarm>();
+      backoff_->Set(absl::ToChronoTime(absl::Now() + NextBackoff(end_status_)), [this](bool) { OnBackoff(); });
+    }
   }
-  for (auto& [id, item] : unanswered) item.callback(Unanswered(end_status));
+  Report(std::move(answers));
+}
+
+void ExpandStream::OnBackoff() {
+  std::vector<Answer> answers;
+  {
+    MutexLock lock(&mutex_);
+    backing_off_ = false;
+    if (abort_status_.ok()) return Pump();
+    answers = End(end_status_);
+  }
+  Report(std::move(answers));
+}
+
+void ExpandStream::Report(std::vector<Answer> answers) {
+  for (Answer& answer : answers) answer.callback(std::move(answer.response));
   MutexLock lock(&mutex_);
-  done_ = true;
+  --reporting_;
   // Before the lock is released: the stream may be gone after that.
   changed_.SignalAll();
 }
 
-absl::StatusOr<std::optional<ExpandStream::Answer>> ExpandStream::TakeMessage() {
-  if (incoming_.result_case() == v1::ExpandStreamResponse::RESULT_NOT_SET) {
+absl::StatusOr<std::optional<ExpandStream::Answer>> ExpandStream::TakeMessage(v1::ExpandStreamResponse& message) {
+  if (message.result_case() == v1::ExpandStreamResponse::RESULT_NOT_SET) {
     return absl::InternalError("the server sent a message without a result");
   }
-  const uint64_t id = incoming_.has_refusal() ? incoming_.refusal().request_id() : incoming_.expansion().request_id();
+  const uint64_t id = message.has_refusal() ? message.refusal().request_id() : message.expansion().request_id();
   const absl::StatusOr<Item*> item = FindItem(id);
   if (!item.ok()) return item.status();
   Answer answer;
-  if (incoming_.has_refusal()) {
-    answer.response = ToAbslStatus(incoming_.refusal());
+  if (message.has_refusal()) {
+    answer.response = ToAbslStatus(message.refusal());
   } else {
-    const absl::Status appended = (*item)->chunks.Append(incoming_);
+    const absl::Status appended = (*item)->chunks.Append(message);
     if (!appended.ok()) return appended;
-    if (!incoming_.last_chunk()) return std::nullopt;
+    if (!message.last_chunk()) return std::nullopt;
     answer.response = (*item)->chunks.Take();
   }
   MutexLock lock(&mutex_);
+  call_answered_ = true;
   answer.callback = std::move((*item)->callback);
   items_.erase(id);
   return answer;
@@ -158,33 +219,74 @@ absl::StatusOr<ExpandStream::Item*> ExpandStream::FindItem(uint64_t request_id) 
 }
 
 void ExpandStream::Abort(const absl::Status& status) {
-  {
-    MutexLock lock(&mutex_);
-    if (abort_status_.ok()) abort_status_ = status;
+  MutexLock lock(&mutex_);
+  if (abort_status_.ok()) abort_status_ = status;
+  if (call_ != nullptr) call_->Cancel();
+  if (backing_off_) backoff_->Cancel();
+}
+
+std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) {
+  end_status_ = std::exchange(abort_status_, absl::OkStatus());
+  if (end_status_.ok()) end_status_ = status;
+  const bool again = absl::IsUnavailable(end_status_);
+  const absl::Time now = absl::Now();
+  std::vector<Answer> answers;
+  std::vector<Item*> kept;
+  for (auto it = items_.begin(); it != items_.end();) {
+    Item& item = it->second;
+    ++item.attempts;
+    if (again && item.attempts < retry_.max_attempts && !item.cancel_sent && now < item.deadline) {
+      kept.push_back(&item);
+      ++it;
+    } else {
+      const bool cancelled = again && item.cancel_sent;
+      answers.push_back(
+          {std::move(item.callback), cancelled ? absl::CancelledError("cancelled") : Unanswered(end_status_)});
+      it = items_.erase(it);
+    }
   }
-  context_.TryCancel();
+  std::ranges::sort(kept, {}, &Item::sequence);
+  // Cancels that wait are of no more use.
+  outbox_.clear();
+  for (Item* item : kept) {
+    item->chunks = Chunks();
+    SetTimeout(item->deadline - now, *item->message);
+    outbox_.push_back(item->message);
+  }
+  ++reporting_;
+  changed_.SignalAll();
+  return answers;
 }
 
-void ExpandStream::Write(v1::ExpandStreamRequest message) {
-  outbox_.push_back(std::move(message));
-  PumpWrite();
+absl::Duration ExpandStream::NextBackoff(const absl::Status& status) {
+  const std::optional<Violation> violation = ViolationOf(status);
+  if (violation.has_value() && violation->retry_after.has_value()) return *violation->retry_after;
+  const absl::Duration doubled = retry_.initial_backoff * (1 << std::min(std::max(fruitless_calls_ - 1, 0), 20));
+  // So that not all callers of a server that went come to the next one at once.
+  return std::min(doubled, retry_.max_backoff) * absl::Uniform(random_, 0.5, 1.0);
 }
 
-void ExpandStream::PumpWrite() {
-  if (writing_ || !may_write_) return;
+void ExpandStream::Pump() {
+  if (call_ == nullptr && !backing_off_ && !outbox_.empty()) {
+    call_answered_ = false;
+    call_ = new Call(*this);
+  }
+  if (call_ == nullptr || call_->writing || !call_->may_write) return;
   if (!outbox_.empty()) {
-    writing_ = true;
-    StartWrite(&outbox_.front());
+    call_->writing = true;
+    call_->StartWrite(outbox_.front().get());
   } else if (closed_) {
-    StartWritesDone();
-    StopWriting();
+    call_->StartWritesDone();
+    StopWriting(*call_);
   }
 }
 
-void ExpandStream::StopWriting() {
-  if (!may_write_) return;
-  may_write_ = false;
-  RemoveHold();
+void ExpandStream::StopWriting(Call& call) {
+  if (!call.may_write) return;
+  call.may_write = false;
+  call.RemoveHold();
 }
+
+bool ExpandStream::Idle() const { return call_ == nullptr && !backing_off_ && reporting_ == 0; }
 
 }  // namespace nsa::metadata::client

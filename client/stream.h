@@ -1,25 +1,28 @@
-// Many expansions over one call.
+// Many expansions over one call at a time.
 //
 //   absl::StatusOr<std::unique_ptr<ExpandStream>> stream = client->OpenStream();
 //   absl::Status sent = (*stream)->Send(request, [](absl::StatusOr<v1::ExpandResponse> response) { ... });
 //   absl::Status ended = (*stream)->Close();
 #pragma once
 
-#include <grpcpp/client_context.h>
-#include <grpcpp/support/client_callback.h>
+#include <grpcpp/alarm.h>
 
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <unordered_map>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/random/random.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "client/chunks.h"
 #include "client/mutex.h"
 #include "client/request.h"
+#include "client/retry.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 
 namespace nsa::metadata::client {
@@ -29,31 +32,34 @@ struct StreamOptions {
   int max_queued = 64;
 };
 
-// One ExpandStream call. Thread-safe. Answers come as the server finishes them, in any order.
+// Items over an ExpandStream call, and over the next one where a call ends early. Thread-safe. Answers come as the
+// server finishes them, in any order.
 //
-// The call may end before it is closed: the server drains or is gone, the connection is too old, or the stream was idle
-// for longer than Limits.stream_idle_timeout. Every item without an answer then gets the call's status, and so does
-// every further Send. An expansion changes nothing, so these items may be sent again over another stream.
-class ExpandStream final : private grpc::ClientBidiReactor<v1::ExpandStreamRequest, v1::ExpandStreamResponse> {
+// A call ends before the stream is closed when the server drains or is gone, when the connection is too old, or when no
+// item came for Limits.stream_idle_timeout. If it ends UNAVAILABLE, its items without an answer are sent again over a
+// new call, as Retry says, to whichever server the channel then picks; else each gets the call's status. Without items
+// to send again, the next Send begins the new call.
+class ExpandStream {
  public:
   // Runs once for each item that Send took, on a thread of gRPC's, for several items at the same time. It must not
   // block, which Send and Close may, nor destroy the stream.
   using Callback = std::function<void(absl::StatusOr<v1::ExpandResponse>)>;
 
-  // Begins the call, without blocking. `timeout` is what an item gets that has none of its own. Use Client::OpenStream.
-  ExpandStream(v1::MetadataService::Stub& stub, const StreamOptions& options, absl::Duration timeout);
+  // Does not block. `timeout` is what an item gets that has none of its own. Use Client::OpenStream.
+  ExpandStream(std::shared_ptr<v1::MetadataService::Stub> stub, const StreamOptions& options, const Retry& retry,
+               absl::Duration timeout);
 
   // Closes the stream. The Client may be gone by then.
-  ~ExpandStream() override;
+  ~ExpandStream();
   ExpandStream(const ExpandStream&) = delete;
   ExpandStream& operator=(const ExpandStream&) = delete;
 
   // Sends `request` and, unless it answers an error, has `callback` called with the outcome: the response a unary call
   // would get, put together from its chunks, or an error as Client's (see status.h). The request's arrays may go as
   // soon as this returns. `timeout` counts from the request's arrival at the server, which answers DEADLINE_EXCEEDED;
-  // unset: ClientOptions.timeout. Blocks while StreamOptions.max_queued messages wait to be written, which they do
-  // while the server reads no further. ALREADY_EXISTS: the stream has a request of this id in flight.
-  // FAILED_PRECONDITION: it is closed. Another error: the call has ended with it.
+  // an item that is sent again has what is left of it, counted from here. Unset: ClientOptions.timeout. Blocks while
+  // StreamOptions.max_queued messages wait to be written, which they do while the server reads no further.
+  // ALREADY_EXISTS: the stream has a request of this id in flight. FAILED_PRECONDITION: it is closed.
   absl::Status Send(const Request& request, Callback callback, std::optional<absl::Duration> timeout = std::nullopt);
 
   // Asks the server to cancel a request that is in flight; others are ignored. Best effort: if the cancel wins, the
@@ -62,13 +68,20 @@ class ExpandStream final : private grpc::ClientBidiReactor<v1::ExpandStreamReque
 
   // Takes no more requests, and blocks until all answers are there and their callbacks have returned. At `deadline`,
   // unset: ClientOptions.timeout from now, the items without an answer get DEADLINE_EXCEEDED and the call is cut.
-  // Answers how the call ended.
+  // Answers how the last call ended.
   absl::Status Close(std::optional<absl::Time> deadline = std::nullopt);
 
  private:
+  class Call;
   struct Item {
+    // Its place among the items, by which they are sent again.
+    uint64_t sequence;
+    std::shared_ptr<v1::ExpandStreamRequest> message;
+    absl::Time deadline;
     Callback callback;
     Chunks chunks;
+    // Calls that ended without its answer.
+    int attempts = 0;
     bool cancel_sent = false;
   };
   struct Answer {
@@ -76,43 +89,59 @@ class ExpandStream final : private grpc::ClientBidiReactor<v1::ExpandStreamReque
     absl::StatusOr<v1::ExpandResponse> response;
   };
 
-  void OnReadDone(bool ok) override;
-  void OnWriteDone(bool ok) override;
-  void OnDone(const grpc::Status& status) override;
+  // What the call under way reports. OnDone is the last of a call's.
+  void OnRead(Call& call, bool ok);
+  void OnWritten(Call& call, bool ok);
+  void OnDone(const absl::Status& status);
+  // The wait before a further call is over.
+  void OnBackoff();
 
-  // Takes in `incoming_`; an Answer if it was an item's last message.
-  absl::StatusOr<std::optional<Answer>> TakeMessage();
+  // Takes in a message; an Answer if it was an item's last one.
+  absl::StatusOr<std::optional<Answer>> TakeMessage(v1::ExpandStreamResponse& message);
   absl::StatusOr<Item*> FindItem(uint64_t request_id);
-  // Ends the call with `status`.
+  // Ends the call, or the wait for one, with `status`.
   void Abort(const absl::Status& status);
 
-  void Write(v1::ExpandStreamRequest message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Starts the next write, or says that there will be none.
-  void PumpWrite() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void StopWriting() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The call under way, or the wait for one, is over, with `status` unless this side cut it. Answers what is to be
+  // reported of items, by Report, and puts those that are to be sent again into the outbox.
+  std::vector<Answer> End(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The stream may be gone after this.
+  void Report(std::vector<Answer> answers);
+  absl::Duration NextBackoff(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // Begins a call where there is something to write and none is under way, and the call's next write.
+  void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StopWriting(Call& call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Idle() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const std::shared_ptr<v1::MetadataService::Stub> stub_;
   const size_t max_queued_;
+  const Retry retry_;
   const absl::Duration timeout_;
-  grpc::ClientContext context_;
-  // Of the read under way, or of the reaction to it.
-  v1::ExpandStreamResponse incoming_;
 
   Mutex mutex_;
   CondVar changed_;
   // In flight, by request_id. The reaction to a read alone touches chunks, and removes items before the call's end.
   std::unordered_map<uint64_t, Item> items_ ABSL_GUARDED_BY(mutex_);
-  // The first is being written.
-  std::deque<v1::ExpandStreamRequest> outbox_ ABSL_GUARDED_BY(mutex_);
-  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
-  // While it is set, the reactor has a hold, so that writes may start outside of reactions.
-  bool may_write_ ABSL_GUARDED_BY(mutex_) = true;
+  uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
+  // While a write is under way it is the first's.
+  std::deque<std::shared_ptr<const v1::ExpandStreamRequest>> outbox_ ABSL_GUARDED_BY(mutex_);
+  // Under way, or nullptr. It deletes itself after OnDone.
+  Call* call_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  // Between two calls, until OnBackoff.
+  bool backing_off_ ABSL_GUARDED_BY(mutex_) = false;
+  std::unique_ptr<grpc::Alarm> backoff_ ABSL_GUARDED_BY(mutex_);
+  // Whether the call under way has answered an item, and the calls in a row that ended without.
+  bool call_answered_ ABSL_GUARDED_BY(mutex_) = false;
+  int fruitless_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::BitGen random_ ABSL_GUARDED_BY(mutex_);
+  // Ends whose Report is yet to return.
+  int reporting_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
-  // Why this side cut the call; OK if it didn't.
+  // Why this side cut the call or the wait under way; OK if it didn't.
   absl::Status abort_status_ ABSL_GUARDED_BY(mutex_);
-  // How the call ended; nothing until then.
-  std::optional<absl::Status> end_status_ ABSL_GUARDED_BY(mutex_);
-  // Whether the last callback has returned.
-  bool done_ ABSL_GUARDED_BY(mutex_) = false;
+  // How the last call ended.
+  absl::Status end_status_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace nsa::metadata::client

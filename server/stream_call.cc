@@ -19,11 +19,11 @@ Refusal Draining() {
   return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
 }
 
+// UNAVAILABLE, since an item may be on its way meanwhile: it was not taken, and may go over another stream.
 Refusal Idle(absl::Duration timeout) {
-  Refusal refusal = DeadlinePassed();
-  refusal.message =
-      absl::StrCat("no item came on the stream within stream_idle_timeout, ", absl::FormatDuration(timeout));
-  return refusal;
+  return Later(v1::REFUSAL_REASON_DEADLINE,
+               absl::StrCat("no item came on the stream within stream_idle_timeout, ", absl::FormatDuration(timeout)),
+               0, 0, std::chrono::milliseconds(1));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 // How an ExpandStream ends: closed, early, or at a fault.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -22,42 +23,126 @@ TEST(ExpandStreamEndTest, TakesNothingOnceClosed) {
   EXPECT_EQ(fixture.stream->Close(), absl::OkStatus());
 }
 
-TEST(ExpandStreamEndTest, WhenTheCallEndsEarlyEveryUnansweredItemGetsItsStatus) {
-  StreamFixture fixture([](FakeStream& stream) {
-    WriteTo(stream, ChunksOf(ReadAndExpand(stream), 0));
-    stream.Write(ChunksOf(ReadAndExpand(stream), 1)[0]);
-    ReadFrom(stream);
-    return Refusal(grpc::StatusCode::UNAVAILABLE, "DRAINING", "", 0, 0, /*retry_after_seconds=*/1);
-  });
-  fixture.SendAll(3);
-  fixture.outcomes.Await(3);
-  EXPECT_EQ(fixture.outcomes.DifferenceOf(0), "");
-  for (const uint64_t id : {1, 2}) {
-    const absl::Status status = fixture.outcomes.Of(id).status();
-    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
-    const auto violation = ViolationOf(status);
-    ASSERT_TRUE(violation.has_value()) << status;
-    EXPECT_EQ(violation->reason, v1::REFUSAL_REASON_DRAINING);
-    EXPECT_EQ(violation->retry_after, absl::Seconds(1));
-  }
-  EXPECT_EQ(fixture.Send(3).code(), absl::StatusCode::kUnavailable) << "and so does what comes after";
-  EXPECT_EQ(fixture.stream->Close().code(), absl::StatusCode::kUnavailable);
+// Tried again at once, for tests.
+ClientOptions Hasty(int max_attempts) {
+  return {.retry = {.max_attempts = max_attempts,
+                    .initial_backoff = absl::Milliseconds(1),
+                    .max_backoff = absl::Milliseconds(2)}};
 }
 
-TEST(ExpandStreamEndTest, ACallThatEndsBeforeItsFirstAnswerIsBegunAgain) {
+grpc::Status Draining(int64_t retry_after_seconds = 0) {
+  return Refusal(grpc::StatusCode::UNAVAILABLE, "DRAINING", "", 0, 0, retry_after_seconds);
+}
+
+TEST(ExpandStreamEndTest, WhatACallLeftUnansweredIsSentAgainInOrderOverTheNextOne) {
+  std::atomic<int> calls = 0;
+  std::vector<uint64_t> again;
+  StreamFixture fixture(
+      [&](FakeStream& stream) {
+        if (++calls == 1) {
+          WriteTo(stream, ChunksOf(ReadAndExpand(stream), 0));
+          // One of its chunks has come: it begins anew.
+          stream.Write(ChunksOf(ReadAndExpand(stream), 1)[0]);
+          ReadFrom(stream);
+          return Draining();
+        }
+        v1::ExpandStreamRequest message;
+        while (stream.Read(&message)) {
+          again.push_back(message.expand().request_id());
+          WriteTo(stream, ChunksOf(ReferenceOf(message.expand()), 2));
+        }
+        return grpc::Status::OK;
+      },
+      Hasty(2));
+  fixture.SendAll(4);
+  fixture.outcomes.Await(4);
+  EXPECT_EQ(fixture.Send(4), absl::OkStatus()) << "the stream goes on";
+  EXPECT_EQ(fixture.stream->Close(), absl::OkStatus());
+  for (uint64_t id = 0; id < 5; ++id) EXPECT_EQ(fixture.outcomes.DifferenceOf(id), "");
+  EXPECT_THAT(again, ::testing::ElementsAre(1, 2, 3, 4));
+}
+
+TEST(ExpandStreamEndTest, AnItemIsSentNoMoreOftenThanMaxAttempts) {
+  StreamFixture fixture(
+      [](FakeStream& stream) {
+        ReadFrom(stream);
+        return Draining();
+      },
+      Hasty(3));
+  fixture.SendAll(1);
+  fixture.outcomes.Await(1);
+  const absl::Status status = fixture.outcomes.Of(0).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  const auto violation = ViolationOf(status);
+  ASSERT_TRUE(violation.has_value()) << status;
+  EXPECT_EQ(violation->reason, v1::REFUSAL_REASON_DRAINING);
+  EXPECT_EQ(fixture.stream->Close(), status);
+  EXPECT_EQ(fixture.server.streams(), 3);
+}
+
+TEST(ExpandStreamEndTest, WhatEndsOtherwiseThanUnavailableIsNotSentAgain) {
   std::atomic<int> calls = 0;
   StreamFixture fixture(
       [&](FakeStream& stream) {
         const v1::ExpandResponse answer = ReadAndExpand(stream);
-        if (++calls < 3) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "not now");
-        WriteTo(stream, ChunksOf(answer, 2));
+        if (++calls == 1) return grpc::Status(grpc::StatusCode::PERMISSION_DENIED, "not you");
+        WriteTo(stream, ChunksOf(answer, 0));
+        ReadToTheEnd(stream);
         return grpc::Status::OK;
       },
-      {.retry = {.initial_backoff = absl::Milliseconds(1), .max_backoff = absl::Milliseconds(2)}});
-  fixture.SendAll(1);
+      Hasty(4));
+  EXPECT_EQ(fixture.Send(0), absl::OkStatus());
+  fixture.outcomes.Await(1);
+  EXPECT_EQ(fixture.outcomes.Of(0).status(), absl::PermissionDeniedError("not you"));
+  EXPECT_EQ(fixture.Send(1), absl::OkStatus()) << "another item has a call of its own";
   EXPECT_EQ(fixture.stream->Close(), absl::OkStatus());
+  EXPECT_EQ(fixture.outcomes.DifferenceOf(1), "");
+}
+
+TEST(ExpandStreamEndTest, AnItemSentAgainHasWhatIsLeftOfItsTimeout) {
+  std::atomic<int> calls = 0;
+  v1::ExpandStreamRequest again;
+  StreamFixture fixture(
+      [&](FakeStream& stream) {
+        v1::ExpandStreamRequest message = ReadFrom(stream);
+        if (++calls == 1) return Draining();
+        again = message;
+        WriteTo(stream, ChunksOf(ReferenceOf(message.expand()), 0));
+        return grpc::Status::OK;
+      },
+      Hasty(2));
+  EXPECT_EQ(fixture.stream->Send(StreamedRequest(0), fixture.outcomes.For(0), absl::Seconds(20)), absl::OkStatus());
+  fixture.outcomes.Await(1);
   EXPECT_EQ(fixture.outcomes.DifferenceOf(0), "");
-  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(again.timeout().seconds(), 19) << "and some milliseconds less than a second";
+}
+
+TEST(ExpandStreamEndTest, AnItemThatWasCancelledIsNotSentAgain) {
+  StreamFixture fixture(
+      [](FakeStream& stream) {
+        ReadFrom(stream);
+        EXPECT_TRUE(ReadFrom(stream).has_cancel_request_id());
+        return Draining();
+      },
+      Hasty(4));
+  EXPECT_EQ(fixture.Send(0), absl::OkStatus());
+  fixture.stream->Cancel(0);
+  fixture.outcomes.Await(1);
+  EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(fixture.server.streams(), 1);
+}
+
+TEST(ExpandStreamEndTest, ClosingEndsItWhileItWaitsToSendAgain) {
+  StreamFixture fixture(
+      [&](FakeStream& stream) {
+        ReadFrom(stream);
+        return Draining(/*retry_after_seconds=*/3600);
+      },
+      Hasty(4));
+  EXPECT_EQ(fixture.Send(0), absl::OkStatus());
+  EXPECT_EQ(fixture.stream->Close(absl::Now() + absl::Milliseconds(200)).code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(fixture.server.streams(), 1) << "the server's hint goes before the backoff";
 }
 
 TEST(ExpandStreamEndTest, AServerThatIsNotThereIsUnavailableWithoutAViolation) {
@@ -68,10 +153,9 @@ TEST(ExpandStreamEndTest, AServerThatIsNotThereIsUnavailableWithoutAViolation) {
   }
   const auto stream = *(*Client::Connect(target, {.retry = {.max_attempts = 1}}))->OpenStream();
   Outcomes outcomes;
-  // The call may have ended by now.
-  const absl::Status sent = stream->Send(StreamedRequest(1), outcomes.For(1));
-  if (sent.ok()) outcomes.Await(1);
-  const absl::Status status = sent.ok() ? outcomes.Of(1).status() : sent;
+  EXPECT_EQ(stream->Send(StreamedRequest(1), outcomes.For(1)), absl::OkStatus());
+  outcomes.Await(1);
+  const absl::Status status = outcomes.Of(1).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
   EXPECT_FALSE(ViolationOf(status).has_value());
 }

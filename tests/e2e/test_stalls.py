@@ -80,9 +80,9 @@ def test_a_stream_that_nothing_comes_on_is_ended_and_says_why(stubs, pb):
             next(answers)
         feed.put(None)
         refusal = refusal_of(ended.value)
-        assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE")
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DEADLINE")
         assert "stream_idle_timeout, 300ms" in refusal.message
-        assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"DeadlineExceeded": 1}
+        assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"Unavailable": 1}
 
 
 def test_a_stream_whose_item_is_in_flight_is_not_idle(stubs, pb):

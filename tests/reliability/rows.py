@@ -502,6 +502,34 @@ def r12(row, pb, scale):
 def r13(row, pb, scale):
     starts = restarts(row, scale, Server.kill, "kills (SIGKILL)")
     row.figure("serving again", "in 1 s", f"{max(starts):.2f} s at most", max(starts) <= 1, timed=True)
+    streams_over_kills(row, scale)
+
+
+def streams_over_kills(row, scale):
+    """Kills replicas in turn under streams that hold 64 items in flight."""
+    times = max(int(100 * scale), 3)
+    with Replicas() as replicas, tempfile.NamedTemporaryFile("w", suffix=".csv") as trace:
+        # Prefills and decodes of many lengths, some seconds of them.
+        print("TIMESTAMP,ContextTokens,GeneratedTokens", file=trace)
+        for i in range(150_000):
+            at = f"2026-01-01 {i // 720_000:02}:{i // 12_000 % 60:02}:{i // 200 % 60:02}.{i % 200 * 50_000:07}"
+            print(f"{at},{1 + i * 37 % 4_000},{1 + i * 11 % 300}", file=trace)
+        trace.flush()
+        command = [CLIENT, "replay", f"--target={replicas.target}", f"--trace={trace.name}", "--json", "--verify",
+                   "--channels=2", "--stream", "--streams=4"]
+        kills = answered = failed = 0
+        while kills < times:
+            replay = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            while replay.poll() is None and kills < times:
+                time.sleep(1.6)
+                if replay.poll() is None:
+                    replicas.replace(kills % 2, Server.kill)
+                    kills += 1
+            result = result_of(replay)
+            answered += result["ok"]
+            failed += failures(result)
+        row.figure(f"{kills} kills under streams with 64 items in flight: failed items", "0",
+                   f"{failed} of {answered + failed:,}, whole replies compared", failed == 0)
 
 
 def r22(row, pb, scale):

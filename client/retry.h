@@ -1,0 +1,19 @@
+// When what ended UNAVAILABLE is sent again.
+#pragma once
+
+#include "absl/time/time.h"
+
+namespace nsa::metadata::client {
+
+// Calls, and items of a stream, that end UNAVAILABLE are sent again, and no others: the server was not reached, or may
+// take the same request later. An expansion changes nothing, so that one sent twice does no harm. The server's own hint
+// of when to come back (grpc-retry-pushback-ms) goes before the backoff. Nothing throttles retries.
+struct Retry {
+  // Attempts a call or an item, the first included. 1 to 5; 1: no retries.
+  int max_attempts = 4;
+  // The longest wait before the second attempt; it doubles with each further one, up to max_backoff. 1 ms or more.
+  absl::Duration initial_backoff = absl::Milliseconds(50);
+  absl::Duration max_backoff = absl::Seconds(1);
+};
+
+}  // namespace nsa::metadata::client
