@@ -11,7 +11,9 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <climits>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -161,8 +163,13 @@ void Acceptor::Run() {
   std::vector<pollfd> waiting;
   for (const Listener& listener : listeners_) waiting.push_back({listener.fd(), POLLIN, 0});
   waiting.push_back({wake_.get(), POLLIN, 0});
+  // So that one that stalls is ended at most a quarter late.
+  const Clock::duration look_every = options_.stall_timeout / 4;
+  TimePoint next_look = Clock::now() + look_every;
   for (;;) {
-    if (poll(waiting.data(), waiting.size(), -1) < 0 && errno != EINTR) {
+    const auto until_look = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());
+    const auto timeout_ms = std::clamp<int64_t>(until_look.count(), 0, INT_MAX);
+    if (poll(waiting.data(), waiting.size(), static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
       spdlog::error("accepting stopped: poll: {}", strerror(errno));
       return;
     }
@@ -170,7 +177,16 @@ void Acceptor::Run() {
     for (size_t i = 0; i < listeners_.size(); ++i) {
       if (waiting[i].revents != 0) AcceptFrom(listeners_[i]);
     }
+    if (Clock::now() >= next_look) {
+      EndStalled();
+      next_look = Clock::now() + look_every;
+    }
   }
+}
+
+void Acceptor::EndStalled() {
+  const size_t ended = connections_.ShutDownStalled(Clock::now(), options_.stall_timeout);
+  if (ended > 0) options_.stalled(ended);
 }
 
 void Acceptor::AcceptFrom(const Listener& listener) {

@@ -2,6 +2,7 @@
 // stuck one.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
 #include <functional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "server/address.h"
+#include "server/clock.h"
 #include "server/connection_table.h"
 
 namespace nsa::metadata::server {
@@ -54,7 +56,7 @@ class Listener {
   Address address_;
 };
 
-// One thread that accepts on all listeners.
+// One thread that accepts on all listeners, and ends what has stalled.
 class Acceptor {
  public:
   struct Options {
@@ -63,6 +65,10 @@ class Acceptor {
     std::function<void(int fd, int listener_fd)> accepted;
     // A connection was closed on arrival.
     std::function<void()> refused;
+    // How long a connection's peer may take next to nothing of what is written; see ConnectionTable::ShutDownStalled.
+    Clock::duration stall_timeout = std::chrono::hours(24);
+    // So many connections were ended for that.
+    std::function<void(size_t count)> stalled = [](size_t) {};
   };
 
   Acceptor(Options options, std::vector<Listener> listeners);
@@ -78,6 +84,7 @@ class Acceptor {
 
  private:
   void Run();
+  void EndStalled();
   // Accepts what waits on one listener, some at a time.
   void AcceptFrom(const Listener& listener);
   // With no descriptor left: gives the spare one for a connection, which is closed, so that it does not wait for

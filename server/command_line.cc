@@ -76,7 +76,7 @@ ABSL_FLAG(absl::Duration, max_rpc_duration, kDefault.max_rpc_duration, "How long
 ABSL_FLAG(absl::Duration, stream_idle_timeout, kDefault.stream_idle_timeout,
           "How long a stream may be without an item");
 ABSL_FLAG(absl::Duration, write_stall_timeout, kDefault.write_stall_timeout,
-          "How long a reply may wait for its reader");
+          "How long a reply may wait for its reader, and a connection for a peer that takes less than 16 KiB a second");
 ABSL_FLAG(absl::Duration, max_connection_age, kDefault.connection.max_connection_age,
           "When a connection is asked to reconnect");
 ABSL_FLAG(absl::Duration, max_connection_age_grace, kDefault.connection.max_connection_age_grace,

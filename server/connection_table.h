@@ -4,9 +4,11 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
+#include "server/clock.h"
 #include "server/mutex.h"
 
 namespace nsa::metadata::server {
@@ -25,10 +27,25 @@ class ConnectionTable {
   void SetReading(bool reading);
   // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
   size_t ShutDownSent();
+  // Ends those to which bytes were on their way at every look for `timeout`, and whose peers took less than 16 KiB a
+  // second meanwhile (of a Unix socket: nothing), and takes them out; returns how many. To be called several times in
+  // `timeout`. gRPC doesn't notice them: cancelling their calls leaves it what it has begun to write.
+  size_t ShutDownStalled(TimePoint now, Clock::duration timeout);
 
  private:
+  struct Connection {
+    ino_t inode;
+    // The first look of a row that found bytes on their way; 0: the last one found none.
+    TimePoint busy_since = {};
+    // As of then.
+    uint64_t progress = 0;
+  };
+  bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   mutable Mutex mutex_;
-  std::unordered_map<int, ino_t> inodes_ ABSL_GUARDED_BY(mutex_);
+  // By descriptor.
+  std::unordered_map<int, Connection> connections_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace nsa::metadata::server

@@ -112,6 +112,9 @@ Metrics::Metrics() {
   }
   connections_refused_ = metrics_.AddCounter("nsa_metadata_connections_refused_total",
                                              "Connections closed on arrival: too many, or no descriptor left.", {});
+  connections_stalled_ = metrics_.AddCounter(
+      "nsa_metadata_connections_stalled_total",
+      "Connections ended because their peers took next to nothing of what was written for write_stall_timeout.", {});
   metrics_.Seal();
 }
 
@@ -154,5 +157,8 @@ void Metrics::BackendFault(kernels::BackendKind backend, const absl::Status& why
   }
 }
 void Metrics::ConnectionRefused() { metrics_.Increment(connections_refused_); }
+void Metrics::ConnectionsStalled(size_t count) {
+  for (; count > 0; --count) metrics_.Increment(connections_stalled_);
+}
 
 }  // namespace nsa::metadata::server

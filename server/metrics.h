@@ -69,6 +69,7 @@ class Metrics {
   void Cancelled(Stage stage);
   void BackendFault(kernels::BackendKind backend, const absl::Status& why);
   void ConnectionRefused();
+  void ConnectionsStalled(size_t count);
 
  private:
   using Counter = ShardedMetrics::Counter;
@@ -99,6 +100,7 @@ class Metrics {
   std::array<Counter, kNumStages> cancelled_;
   std::map<std::pair<kernels::BackendKind, std::string_view>, Counter> faults_;
   Counter connections_refused_;
+  Counter connections_stalled_;
 };
 
 }  // namespace nsa::metadata::server

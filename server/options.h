@@ -86,7 +86,7 @@ struct Options {
   absl::Duration max_rpc_duration = absl::Seconds(30);
   // How long a stream may be without an item.
   absl::Duration stream_idle_timeout = absl::Minutes(15);
-  // How long a reply may wait for its reader.
+  // How long a reply may wait for its reader, and a connection for a peer that takes less than 16 KiB a second.
   absl::Duration write_stall_timeout = absl::Seconds(30);
   // How long the server serves on after SIGTERM with readiness off, so that balancers turn to others before it ends its
   // connections.

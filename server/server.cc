@@ -179,7 +179,9 @@ absl::Status Server::Parts::Listen() {
   acceptor = std::make_unique<Acceptor>(
       Acceptor::Options{.max_connections = static_cast<size_t>(options.connection.max_connections),
                         .accepted = [this](int fd, int listener_fd) { HandOver(fd, listener_fd, *connections); },
-                        .refused = [this] { metrics->ConnectionRefused(); }},
+                        .refused = [this] { metrics->ConnectionRefused(); },
+                        .stall_timeout = absl::ToChronoNanoseconds(options.write_stall_timeout),
+                        .stalled = [this](size_t count) { metrics->ConnectionsStalled(count); }},
       *std::move(listeners));
 
   absl::StatusOr<std::unique_ptr<HealthServer>> started = HealthServer::Start(*ParseAddress(options.health_listen));

@@ -1,6 +1,7 @@
 """Readers that don't read, and streams that nothing comes on."""
 
 import contextlib
+import socket
 import threading
 import time
 
@@ -43,6 +44,52 @@ def test_a_streams_answer_that_nobody_reads_ends_the_stream(stubs, pb):
         reader.answer(stream)
         eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
         assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"Canceled": 1}
+
+
+def open_wide(peer, pb):
+    """Asks for a reply of 800 KB with a window that takes all of it at once."""
+    most = (1 << 31) - 1
+    opened = wire.PREFACE + wire.settings(most) + wire.window_update(0, most - 65_535)
+    peer.sendall(opened + wire.call(1, pb.ExpandRequest(**REPLY).SerializeToString()))
+
+
+def test_a_connection_whose_peer_reads_a_few_bytes_a_second_is_ended(pb):
+    with Server("--write_stall_timeout=1s") as server:
+        with contextlib.closing(wire.connect(server.address, receive_buffer=4096)) as reader:
+            open_wide(reader, pb)
+            reader.settimeout(TIMEOUT_S)
+            eventually(lambda: blocks_in_use(server) > 0, "the reply is under way")
+            with contextlib.suppress(ConnectionResetError):
+                while reader.recv(256):
+                    time.sleep(0.05)
+        eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
+        assert server.metrics().total("nsa_metadata_connections_stalled_total") == 1
+
+
+def test_a_unix_connection_whose_peer_stops_reading_is_ended(pb, tmp_path):
+    path = tmp_path / "socket"
+    with Server("--write_stall_timeout=1s", listen=f"127.0.0.1:0,unix:{path}") as server:
+        with socket.socket(socket.AF_UNIX) as reader:
+            reader.connect(str(path))
+            open_wide(reader, pb)
+            eventually(lambda: server.metrics().total("nsa_metadata_connections_stalled_total") == 1, "it is ended")
+            eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
+
+
+def test_a_connection_that_is_read_slowly_but_steadily_is_not_ended(stubs, pb):
+    with Server("--write_stall_timeout=500ms") as server:
+        with contextlib.closing(wire.connect(server.address, receive_buffer=65_536)) as reader:
+            open_wide(reader, pb)
+            reader.settimeout(TIMEOUT_S)
+            taken, begin = 0, time.monotonic()
+            # Some 300 KB a second, so that bytes are on their way all the time and for longer than the timeout.
+            while taken < 800_000:
+                got = len(reader.recv(15_000))
+                assert got, f"it was ended after {taken} bytes"
+                taken += got
+                time.sleep(0.05)
+            assert time.monotonic() - begin > 1
+        assert server.metrics().total("nsa_metadata_connections_stalled_total") == 0
 
 
 class Feed:
