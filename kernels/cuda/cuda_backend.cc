@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/allocator.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/handles.h"
 #include "kernels/cuda/lane.h"
@@ -27,7 +28,8 @@ class CudaBackend final : public Backend {
   absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) override {
     NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options_.device));
     void* memory = nullptr;
-    NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
+    NSA_RETURN_IF_CUDA_ERROR(
+        options_.allocator->AllocatePinned(&memory, bytes, cudaHostAllocMapped | cudaHostAllocPortable));
     HostBuffer buffer(memory, bytes, [](void* pinned, size_t) { FreePinned()(pinned); });
     void* on_device = nullptr;
     NSA_RETURN_IF_CUDA_ERROR(cudaHostGetDevicePointer(&on_device, memory, 0));
@@ -85,7 +87,9 @@ absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
   if (!output.ok()) return output.status();
   for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
     absl::StatusOr<std::unique_ptr<CudaLane>> lane =
-        CudaLane::Create({.device = options.device, .plan = {.choice = choice, .input = options.plan.input}},
+        CudaLane::Create({.device = options.device,
+                          .plan = {.choice = choice, .input = options.plan.input},
+                          .allocator = options.allocator},
                          {.max_sequences = kMost, .max_requests = 1});
     if (!lane.ok()) return lane.status();
     for (int64_t num_sequences : kSizes) {
@@ -110,7 +114,9 @@ absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaOptions& options) {
   NSA_RETURN_IF_CUDA_ERROR(cudaSetDevice(options.device));
   absl::StatusOr<std::string> device = Describe(options.device);
   if (!device.ok()) return device.status();
+  static Allocator runtime;
   CudaOptions able = options;
+  if (able.allocator == nullptr) able.allocator = &runtime;
   int driver = 0;
   NSA_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
   if (driver < 12010) able.plan.input = Input::kCopied;  // parameters of more than 4 KiB came with CUDA 12.1

@@ -10,6 +10,9 @@
 #include "kernels/launch_plan.h"
 
 namespace nsa::metadata::kernels {
+namespace cuda {
+class Allocator;
+}  // namespace cuda
 
 struct CudaOptions {
   int device = 0;
@@ -18,6 +21,8 @@ struct CudaOptions {
   int64_t cpu_below_tokens = 0;
   // A batch that is longer on the device than this has failed.
   std::chrono::nanoseconds timeout = std::chrono::seconds(1);
+  // What it takes its memory from, all of it at the start; outlives the backend. nullptr: the CUDA runtime.
+  cuda::Allocator* allocator = nullptr;
 };
 
 // The CUDA toolkit this build was made with, as "13.0"; "none" for a build without.

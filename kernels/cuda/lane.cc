@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu.h"
+#include "kernels/cuda/allocator.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/lay_out.h"
 
@@ -45,12 +46,13 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& op
   cudaStream_t stream = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
+  Allocator& allocator = *options.allocator;
   void* memory = nullptr;
-  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, MostBytes(limits), cudaHostAllocDefault));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, MostBytes(limits), cudaHostAllocDefault));
   lane->pinned_.reset(memory);
-  NSA_RETURN_IF_CUDA_ERROR(cudaMalloc(&memory, MostBytes(limits)));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocateDevice(&memory, MostBytes(limits)));
   lane->on_device_.reset(memory);
-  NSA_RETURN_IF_CUDA_ERROR(cudaHostAlloc(&memory, kMostDoneFlags * sizeof(uint64_t), cudaHostAllocMapped));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, kMostDoneFlags * sizeof(uint64_t), cudaHostAllocMapped));
   memset(memory, 0, kMostDoneFlags * sizeof(uint64_t));
   lane->done_.reset(memory);
   return lane;

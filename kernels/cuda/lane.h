@@ -21,6 +21,7 @@ namespace nsa::metadata::kernels::cuda {
 // Nothing is allocated after Create.
 class CudaLane final : public Lane {
  public:
+  // `options` name an allocator.
   static absl::StatusOr<std::unique_ptr<CudaLane>> Create(const CudaOptions& options, const LaneLimits& limits);
 
   PackedBatch& batch() override { return batch_; }

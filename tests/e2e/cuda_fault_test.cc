@@ -1,12 +1,15 @@
 // What becomes of requests when a real device fails. A process's device fails once: each of these is to be run by
 // itself.
 
+#include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <thread>
 #include <vector>
 
+#include "kernels/cuda/allocator.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "tests/e2e/bad_kernels.h"
 #include "tests/support/books.h"
@@ -16,6 +19,7 @@
 namespace nsa::metadata {
 namespace {
 
+using ::testing::HasSubstr;
 using testing::HttpGet;
 using testing::MetricValue;
 using testing::Reply;
@@ -81,6 +85,66 @@ TEST_F(CudaFaultTest, AKernelThatWritesOutOfBoundsCostsNoCallItsAnswer) {
 TEST_F(CudaFaultTest, AKernelThatHangsCostsNoCallItsAnswer) {
   EXPECT_STREQ(testing::OccupyDevice(10), "");
   ExpectServesFromTheCpu("timeout");
+}
+
+// Lacks memory once.
+class Scarce final : public kernels::cuda::Allocator {
+ public:
+  // The `fails`th allocation does, the first is 1.
+  explicit Scarce(int64_t fails) : fails_(fails) {}
+  cudaError_t AllocatePinned(void** memory, size_t bytes, unsigned flags) override {
+    if (++allocations_ == fails_) return cudaErrorMemoryAllocation;
+    return Allocator::AllocatePinned(memory, bytes, flags);
+  }
+  cudaError_t AllocateDevice(void** memory, size_t bytes) override {
+    if (++allocations_ == fails_) return cudaErrorMemoryAllocation;
+    return Allocator::AllocateDevice(memory, bytes);
+  }
+  int64_t allocations() const { return allocations_; }
+
+ private:
+  const int64_t fails_;
+  std::atomic<int64_t> allocations_{0};
+};
+
+TEST(CudaMemoryTest, AStartThatLacksAnyOfItsMemorySaysSoAndServingTakesNone) {
+  if (const auto device = kernels::CreateCudaBackend({}); !device.ok()) GTEST_SKIP() << device.status().message();
+  server::Options options = testing::LoopbackOptions();
+  options.backend = "cuda";
+  options.lanes = 2;
+  bool started = false;
+  for (int64_t fails = 1; !started; ++fails) {
+    Scarce memory(fails);
+    auto backend = kernels::CreateCudaBackend({.allocator = &memory});
+    if (!backend.ok()) {
+      EXPECT_EQ(backend.status().code(), absl::StatusCode::kResourceExhausted) << backend.status();
+      EXPECT_THAT(backend.status().message(), HasSubstr("cudaErrorMemoryAllocation")) << "allocation " << fails;
+      continue;
+    }
+    const auto server =
+        server::Server::Start(options, {.backend = *std::move(backend), .failpoints = nullptr, .end = nullptr});
+    started = server.ok();
+    if (!started) {
+      EXPECT_EQ(server.status().code(), absl::StatusCode::kResourceExhausted) << server.status();
+      EXPECT_THAT(server.status().message(), HasSubstr("cudaErrorMemoryAllocation")) << "allocation " << fails;
+      continue;
+    }
+    // Outputs and four lanes' three while its kernels are tried, the server's outputs, and two lanes' three.
+    EXPECT_EQ(memory.allocations(), 1 + 4 * 3 + 1 + 2 * 3) << "where nothing was lacking";
+    EXPECT_EQ(fails, memory.allocations() + 1) << "one that failed was not noticed";
+    const auto stub = v1::MetadataService::NewStub(
+        grpc::CreateChannel((*server)->listen_addresses().front(), grpc::InsecureChannelCredentials()));
+    std::mt19937_64 random(1);
+    const int64_t before = memory.allocations();
+    for (int i = 0; i < 1'000; ++i) {
+      TestRequest request = testing::RandomRequest(random, i % 10 == 0 ? 1'000 : 50);
+      request.spec.outputs.Add(kernels::Output::kSeqlensExpanded);
+      const Reply reply = testing::Call(*stub, testing::ToProto(request), std::chrono::seconds(5));
+      ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
+      EXPECT_EQ(testing::ToArrays(reply.response), testing::ReferenceArrays(request));
+    }
+    EXPECT_EQ(memory.allocations(), before) << "serving took memory";
+  }
 }
 
 }  // namespace

@@ -56,6 +56,7 @@ stage backends gtest kernels_test '*'
 stage launchers gtest cuda_test '*'
 stage allocations gtest allocation_test '*'
 stage through-grpc gtest e2e_test '*/cuda*'
+stage lack-of-memory gtest cuda_fault_test '*Memory*'
 # Each ends its process's device.
 for fault in WritesOutOfBounds Hangs; do
   stage "fault-$fault" gtest cuda_fault_test "*$fault*"
