@@ -69,6 +69,7 @@ grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options) {
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kRetryBufferBytes);
   arguments.SetMaxReceiveMessageSize(options.max_receive_message_bytes);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
   // Channels of the same target and arguments would share a connection otherwise.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return arguments;

@@ -39,8 +39,10 @@ struct ClientOptions {
   int channels = 1;
   // The largest reply accepted, bytes. 1 or more.
   int max_receive_message_bytes = 4 << 20;
-  // nullptr: plain text.
+  // nullptr: plain text. See TlsCredentials.
   std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
+  // The name that the server's certificate has to have; empty: the target's.
+  std::string server_name = {};
 };
 
 // What a channel is given that calls as `options` say: retries, balancing over a target's addresses, limits.

@@ -32,7 +32,7 @@ void NoteBudget(const Flags& flags, const BenchRequest& request) {
   const auto reply = static_cast<int64_t>(request.reply().ByteSizeLong());
   const int64_t needed = (reply + kBlock) / kBlock * kBlock * flags.load.in_flight;
   if (needed <= kFitsAnyway) return;
-  const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(flags.common.target);
+  const absl::StatusOr<std::unique_ptr<Client>> client = Connect(flags.common);
   const auto info = client.ok() ? (*client)->ServerInfo(absl::Now() + absl::Seconds(1)) : client.status();
   if (!info.ok()) return;  // the load itself will tell
   const int64_t budget = info->limits().output_budget_bytes();
@@ -49,6 +49,12 @@ ExitCode RunBench(Flags flags) {
   flags.load.timeout = flags.common.timeout == absl::ZeroDuration() ? kAnyTime : flags.common.timeout;
   const absl::StatusOr<BenchRequest> request = BenchRequest::Create(flags.shape);
   if (!request.ok()) return PrintUsageError(request.status());
+  ClientOptions connection;
+  if (const absl::Status status = SetConnection(flags.common, connection); !status.ok()) {
+    return PrintUsageError(status);
+  }
+  flags.load.credentials = connection.credentials;
+  flags.load.server_name = connection.server_name;
   NoteBudget(flags, *request);
   absl::StatusOr<LoadResult> result;
   {

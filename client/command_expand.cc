@@ -39,9 +39,8 @@ Request RequestOf(const Flags& flags) {
 
 ExitCode RunExpand(const Flags& flags) {
   ClientOptions options;
-  options.timeout = flags.common.timeout;
   options.max_receive_message_bytes = std::numeric_limits<int>::max();
-  const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(flags.common.target, options);
+  const absl::StatusOr<std::unique_ptr<Client>> client = Connect(flags.common, options);
   if (!client.ok()) return PrintUsageError(client.status());
 
   const Request request = RequestOf(flags);

@@ -18,7 +18,9 @@ struct Flags {
 };
 
 ExitCode RunHealth(const Flags& flags) {
-  const absl::StatusOr<ServingStatus> status = CheckHealth(flags.common.target, flags.service, flags.common.timeout);
+  ClientOptions options = {.timeout = flags.common.timeout};
+  if (const absl::Status wrong = SetConnection(flags.common, options); !wrong.ok()) return PrintUsageError(wrong);
+  const absl::StatusOr<ServingStatus> status = CheckHealth(flags.common.target, flags.service, options);
   if (!status.ok()) {
     PrintFailure(status.status(), flags.common.json);
     return kUnreachable;

@@ -28,17 +28,10 @@ struct Flags {
   ReplayOptions replay;
 };
 
-absl::StatusOr<std::unique_ptr<Client>> ConnectTo(const Flags& flags) {
-  ClientOptions options;
-  options.timeout = flags.common.timeout;
-  options.channels = flags.channels;
-  return Client::Connect(flags.common.target, options);
-}
-
 ExitCode RunReplay(const Flags& flags) {
   absl::StatusOr<std::vector<Invocation>> trace = ReadTrace(flags.trace);
   if (!trace.ok()) return PrintUsageError(trace.status());
-  const absl::StatusOr<std::unique_ptr<Client>> client = ConnectTo(flags);
+  const absl::StatusOr<std::unique_ptr<Client>> client = Connect(flags.common, {.channels = flags.channels});
   if (!client.ok()) return PrintUsageError(client.status());
   // One look before a hundred thousand calls that would all fail. A server that refuses to tell is there.
   const absl::Status there = (*client)->ServerInfo().status();

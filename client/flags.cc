@@ -1,5 +1,7 @@
 #include "client/flags.h"
 
+#include <utility>
+
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -36,10 +38,34 @@ int32_t ParseLength(const std::string& flag, absl::string_view text) {
 
 }  // namespace
 
+absl::Status SetConnection(const CommonFlags& flags, ClientOptions& options) {
+  const TlsFiles& files = flags.tls_files;
+  options.server_name = flags.server_name;
+  if (!flags.tls && files.ca.empty() && files.certificate.empty() && files.key.empty() && flags.server_name.empty()) {
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials = TlsCredentials(files);
+  if (!credentials.ok()) return credentials.status();
+  options.credentials = *std::move(credentials);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Client>> Connect(const CommonFlags& flags, ClientOptions options) {
+  options.timeout = flags.timeout;
+  if (absl::Status status = SetConnection(flags, options); !status.ok()) return status;
+  return Client::Connect(flags.target, std::move(options));
+}
+
 void AddCommonFlags(CLI::App& command, CommonFlags& flags) {
   command.add_option("--target", flags.target, "The server, as host:port or unix:/path")->capture_default_str();
   command.add_flag("--json", flags.json, "Print one JSON object");
   AddDurationFlag(command, "--timeout", "How long a call may take, 0 for any time", flags.timeout);
+  command.add_flag("--tls", flags.tls, "Connect by TLS, which the flags below imply");
+  command.add_option("--tls_ca", flags.tls_files.ca, "PEM file of the server's roots; without: the system's");
+  command.add_option("--tls_certificate", flags.tls_files.certificate, "PEM file of the caller's certificate");
+  command.add_option("--tls_key", flags.tls_files.key, "PEM file of its key");
+  command.add_option("--tls_server_name", flags.server_name,
+                     "The name in the server's certificate; without: the target's");
 }
 
 CLI::Option* AddDurationFlag(CLI::App& command, const std::string& name, const std::string& help,

@@ -3,10 +3,14 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "client/client.h"
+#include "client/tls.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 
 namespace nsa::metadata::client {
@@ -16,7 +20,16 @@ struct CommonFlags {
   std::string target = "127.0.0.1:50051";
   bool json = false;
   absl::Duration timeout = absl::Seconds(30);
+  // By TLS if any of these is given.
+  bool tls = false;
+  TlsFiles tls_files = {};
+  std::string server_name = {};
 };
+
+// What `flags` say of connections, in `options`. INVALID_ARGUMENT as TlsCredentials.
+absl::Status SetConnection(const CommonFlags& flags, ClientOptions& options);
+// A client of `flags.target`, with flags.timeout and that.
+absl::StatusOr<std::unique_ptr<Client>> Connect(const CommonFlags& flags, ClientOptions options = {});
 
 // The functions below add flags whose values go where the last argument points, which has to outlive the parsing. A
 // value that can't be read ends the parsing with a CLI::ValidationError.

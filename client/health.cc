@@ -27,14 +27,19 @@ std::string ServingStatusName(ServingStatus status) {
 }
 
 absl::StatusOr<ServingStatus> CheckHealth(const std::string& target, const std::string& service,
-                                          absl::Duration timeout) {
+                                          const ClientOptions& options) {
   PrepareGrpc();
   grpc::ClientContext context;
-  if (timeout != absl::ZeroDuration()) context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  if (options.timeout != absl::ZeroDuration()) {
+    context.set_deadline(absl::ToChronoTime(absl::Now() + options.timeout));
+  }
   HealthCheckRequest request;
   request.set_service(service);
   HealthCheckResponse response;
-  const auto stub = Health::NewStub(grpc::CreateChannel(target, grpc::InsecureChannelCredentials()));
+  grpc::ChannelArguments arguments;
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
+  const auto credentials = options.credentials == nullptr ? grpc::InsecureChannelCredentials() : options.credentials;
+  const auto stub = Health::NewStub(grpc::CreateCustomChannel(target, credentials, arguments));
   const grpc::Status status = stub->Check(&context, request, &response);
   if (!status.ok()) return ToAbslStatus(status);
   return static_cast<ServingStatus>(response.status());

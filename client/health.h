@@ -4,7 +4,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
+#include "client/client.h"
 
 namespace nsa::metadata::client {
 
@@ -14,10 +14,10 @@ enum class ServingStatus { kUnknown = 0, kServing = 1, kNotServing = 2, kService
 // "SERVING" and so on; "UNKNOWN" for values this client doesn't know.
 std::string ServingStatusName(ServingStatus status);
 
-// Asks `target`, a gRPC name, for the state of `service`; empty: of the server as a whole. Opens a plain-text
-// connection for it. Blocks until the answer, `timeout` at most; 0: for any time. NOT_FOUND: the server doesn't know
-// the service. Thread-safe.
+// Asks `target`, a gRPC name, for the state of `service`; empty: of the server as a whole. Opens a connection for it,
+// as the credentials, server_name and timeout of `options` say. Blocks until the answer. NOT_FOUND: the server doesn't
+// know the service. Thread-safe.
 absl::StatusOr<ServingStatus> CheckHealth(const std::string& target, const std::string& service,
-                                          absl::Duration timeout);
+                                          const ClientOptions& options);
 
 }  // namespace nsa::metadata::client

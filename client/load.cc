@@ -70,9 +70,11 @@ std::vector<std::shared_ptr<grpc::Channel>> Connect(const LoadOptions& options) 
     arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
   }
   arguments.SetMaxReceiveMessageSize(-1);
+  if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
+  const auto credentials = options.credentials == nullptr ? grpc::InsecureChannelCredentials() : options.credentials;
   std::vector<std::shared_ptr<grpc::Channel>> channels;
   for (int i = 0; i < options.channels; ++i) {
-    channels.push_back(grpc::CreateCustomChannel(options.target, grpc::InsecureChannelCredentials(), arguments));
+    channels.push_back(grpc::CreateCustomChannel(options.target, credentials, arguments));
   }
   return channels;
 }

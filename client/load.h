@@ -1,8 +1,11 @@
 // Puts a server under a known load, and measures.
 #pragma once
 
+#include <grpcpp/security/credentials.h>
+
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -15,6 +18,10 @@ namespace nsa::metadata::client {
 
 struct LoadOptions {
   std::string target;
+  // nullptr: plain text.
+  std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
+  // The name that the server's certificate has to have; empty: the target's.
+  std::string server_name = {};
   // Connections, which requests take in turn. 1 or more.
   int channels = 1;
   // ExpandStream calls that carry the requests, spread over the connections; 0: a call for each request.

@@ -5,11 +5,11 @@
 
 #include <algorithm>
 #include <iterator>
-#include <utility>
 
 #include "absl/hash/hash.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "server/trust.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -76,9 +76,9 @@ bool AddressBlock::Contains(const IpAddress& address) const {
   return rest == 0 || (address[whole] ^ address_[whole]) >> (8 - rest) == 0;
 }
 
-Callers::Callers(const std::vector<std::string>& trusted_proxies, std::string caller_metadata)
-    : caller_metadata_(std::move(caller_metadata)) {
-  for (const std::string& text : trusted_proxies) {
+Callers::Callers(const Options& options)
+    : caller_metadata_(options.caller_metadata), have_certificates_(!options.trust.tls.client_ca.empty()) {
+  for (const std::string& text : options.trusted_proxies) {
     if (absl::StatusOr<AddressBlock> block = AddressBlock::Parse(text); block.ok()) trusted_proxies_.push_back(*block);
   }
 }
@@ -90,14 +90,20 @@ Account Callers::AccountOf(const grpc::ServerContextBase& call) const {
     const auto [entry, end] = call.client_metadata().equal_range(caller_metadata_);
     if (std::distance(entry, end) == 1) named = {entry->second.data(), entry->second.size()};
   }
-  return AccountOf(call.peer(), named);
+  std::optional<std::string_view> certified;
+  if (have_certificates_) {
+    if (const std::vector<std::string_view> names = CallerNames(call); !names.empty()) certified = names.front();
+  }
+  return AccountOf(call.peer(), named, certified);
 }
 
-Account Callers::AccountOf(std::string_view peer, std::optional<std::string_view> named) const {
+Account Callers::AccountOf(std::string_view peer, std::optional<std::string_view> named,
+                           std::optional<std::string_view> certified) const {
   const std::optional<IpAddress> address = PeerAddress(peer);
-  if (!address) return Hash("unix");
-  const auto has_it = [&](const AddressBlock& block) { return block.Contains(*address); };
+  const auto has_it = [&](const AddressBlock& block) { return address && block.Contains(*address); };
   if (named && std::any_of(trusted_proxies_.begin(), trusted_proxies_.end(), has_it)) return Hash(*named);
+  if (certified) return Hash(*certified);
+  if (!address) return Hash("unix");
   return Hash({reinterpret_cast<const char*>(address->data()), IsIpv4(*address) ? address->size() : kNetworkBytes});
 }
 

@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "grpcpp/server_context.h"
 #include "server/account.h"
+#include "server/options.h"
 
 namespace nsa::metadata::server {
 
@@ -29,22 +30,25 @@ class AddressBlock {
   int bits_ = 0;
 };
 
-// A caller is a remote IP address; of IPv6 the first 64 bits, which one host has for itself. Callers behind a trusted
-// proxy are what it says in the metadata of their calls. Thread-safe.
+// A caller is the first name in its certificate, or, without one, a remote IP address; of IPv6 the first 64 bits, which
+// one host has for itself. Callers behind a trusted proxy are what it says in the metadata of their calls. Thread-safe.
 class Callers {
  public:
-  // `trusted_proxies` are address blocks. `caller_metadata` is the key that proxies name their callers in, in place of
-  // what these may have said there themselves; empty: none.
-  Callers(const std::vector<std::string>& trusted_proxies, std::string caller_metadata);
+  // Of the valid `options`, trusted_proxies and caller_metadata, which is the key that proxies name their callers in,
+  // in place of what these may have said there themselves; and whether callers have certificates.
+  explicit Callers(const Options& options);
 
   // The account of a call's caller. All that is not TCP has one: gRPC doesn't tell a Unix socket's connections apart.
   Account AccountOf(const grpc::ServerContextBase& call) const;
-  // The same of a peer, as gRPC writes it, whose call's metadata have `named` under the key, or nothing.
-  Account AccountOf(std::string_view peer, std::optional<std::string_view> named) const;
+  // The same of a peer, as gRPC writes it, whose call's metadata have `named` under the key, and whose certificate
+  // names `certified`, or nothing.
+  Account AccountOf(std::string_view peer, std::optional<std::string_view> named,
+                    std::optional<std::string_view> certified = std::nullopt) const;
 
  private:
   std::vector<AddressBlock> trusted_proxies_;
   const std::string caller_metadata_;
+  const bool have_certificates_;
 };
 
 }  // namespace nsa::metadata::server

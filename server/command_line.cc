@@ -27,7 +27,18 @@ ABSL_FLAG(std::vector<std::string>, listen, kDefault.listen,
 ABSL_FLAG(std::string, health_listen, kDefault.health_listen, "Where to serve grpc.health.v1");
 ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
           "Where to serve /metrics, /healthz and /readyz over HTTP");
-ABSL_FLAG(bool, allow_plaintext, kDefault.allow_plaintext, "Allow plain text on addresses that are not loopback");
+ABSL_FLAG(std::string, tls_certificate, kDefault.trust.tls.certificate,
+          "PEM file of the server's certificate and those that lead to its root; empty: plain text");
+ABSL_FLAG(std::string, tls_key, kDefault.trust.tls.key, "PEM file of its key");
+ABSL_FLAG(std::string, tls_client_ca, kDefault.trust.tls.client_ca,
+          "PEM file of the roots of callers' certificates, which each has to have; empty: callers need none");
+ABSL_FLAG(std::string, authorization_policy, kDefault.trust.authorization_policy,
+          "JSON file that says which callers, by the names in their certificates, may call which methods "
+          "(proto/nsa/metadata/policy/v1/policy.proto); empty: all may call all");
+ABSL_FLAG(absl::Duration, reload_period, kDefault.trust.reload_period,
+          "How often the files of --tls_* and --authorization_policy are looked at for other contents");
+ABSL_FLAG(bool, allow_plaintext, kDefault.allow_plaintext,
+          "Without --tls_certificate: allow plain text on addresses that are not loopback");
 ABSL_FLAG(bool, reflection, kDefault.reflection, "Serve gRPC reflection");
 ABSL_FLAG(std::string, backend, kDefault.backend, "What computes: auto, cuda, cpu or reference");
 ABSL_FLAG(int64_t, cuda_device, kDefault.cuda_device, "The CUDA device");
@@ -125,6 +136,11 @@ Options OptionsFromFlags() {
                         .handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout)};
   options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
   options.caller_share = absl::GetFlag(FLAGS_caller_share);
+  options.trust = {.tls = {.certificate = absl::GetFlag(FLAGS_tls_certificate),
+                           .key = absl::GetFlag(FLAGS_tls_key),
+                           .client_ca = absl::GetFlag(FLAGS_tls_client_ca)},
+                   .authorization_policy = absl::GetFlag(FLAGS_authorization_policy),
+                   .reload_period = absl::GetFlag(FLAGS_reload_period)};
   options.trusted_proxies = absl::GetFlag(FLAGS_trusted_proxies);
   options.caller_metadata = absl::GetFlag(FLAGS_caller_metadata);
   options.stream_idle_timeout = absl::GetFlag(FLAGS_stream_idle_timeout);

@@ -1,7 +1,6 @@
 #include "server/grpc_connections.h"
 
 #include "absl/time/time.h"
-#include "grpcpp/security/server_credentials.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -25,9 +24,10 @@ void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOption
   builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, Milliseconds(options.handshake_timeout));
 }
 
-std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(grpc::ServerBuilder& builder) {
+std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(
+    grpc::ServerBuilder& builder, const std::shared_ptr<grpc::ServerCredentials>& credentials) {
   return builder.experimental().AddExternalConnectionAcceptor(
-      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::InsecureServerCredentials());
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, credentials);
 }
 
 void HandOver(int fd, int listener_fd, grpc::experimental::ExternalConnectionAcceptor& connections) {

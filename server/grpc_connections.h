@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/server_builder.h"
 #include "server/options.h"
 
@@ -11,8 +12,10 @@ namespace nsa::metadata::server {
 // Sets what each connection is given, as channel arguments. `options` are valid.
 void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options);
 
-// Adds what takes connections by their descriptors, in plain text, to a server.
-std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(grpc::ServerBuilder& builder);
+// Adds what takes connections by their descriptors to a server.
+std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> AddConnections(
+    grpc::ServerBuilder& builder,
+    const std::shared_ptr<grpc::ServerCredentials>& credentials = grpc::InsecureServerCredentials());
 
 // Gives a connection to gRPC, which then owns `fd`. Any thread.
 void HandOver(int fd, int listener_fd, grpc::experimental::ExternalConnectionAcceptor& connections);

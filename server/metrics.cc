@@ -29,6 +29,9 @@ std::string_view CodeName(size_t code) {
 }
 
 constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "ExpandStream", "GetServerInfo", "other"};
+constexpr std::array<std::pair<const char*, const char*>, kNumReloaded> kReloads = {
+    {{"nsa_metadata_tls_reloads_total", "Times that the certificates' files had changed, by whether they are in use."},
+     {"nsa_metadata_policy_reloads_total", "Times that the policy's file had changed, by whether it is in use."}}};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
 constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty",  "max_sequences", "max_tokens",
@@ -47,6 +50,8 @@ std::string_view FaultReason(const absl::Status& why) {
 }
 
 }  // namespace
+
+std::string_view MethodName(Method method) { return kMethodNames[static_cast<size_t>(method)]; }
 
 Metrics::CallMetrics Metrics::AddCall(Method method) {
   const bool other = method == Method::kOther;
@@ -115,6 +120,12 @@ Metrics::Metrics() {
   connections_stalled_ = metrics_.AddCounter(
       "nsa_metadata_connections_stalled_total",
       "Connections ended because their peers took next to nothing of what was written for write_stall_timeout.", {});
+  for (size_t what = 0; what < kNumReloaded; ++what) {
+    for (const bool ok : {false, true}) {
+      reloads_[what][ok] =
+          metrics_.AddCounter(kReloads[what].first, kReloads[what].second, {{"result", ok ? "ok" : "error"}});
+    }
+  }
   metrics_.Seal();
 }
 
@@ -157,6 +168,7 @@ void Metrics::BackendFault(kernels::BackendKind backend, const absl::Status& why
   }
 }
 void Metrics::ConnectionRefused() { metrics_.Increment(connections_refused_); }
+void Metrics::Reload(Reloaded what, bool ok) { metrics_.Increment(reloads_[static_cast<size_t>(what)][ok]); }
 void Metrics::ConnectionsStalled(size_t count) {
   for (; count > 0; --count) metrics_.Increment(connections_stalled_);
 }

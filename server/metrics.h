@@ -28,6 +28,13 @@ inline constexpr size_t kNumMethods = 4;
 enum class Stage : uint8_t { kParse, kAdmit, kQueue, kPack, kDevice, kFrame, kSend };
 inline constexpr size_t kNumStages = 7;
 
+// The method's name; "other".
+std::string_view MethodName(Method method);
+
+// What is read again while the server serves.
+enum class Reloaded : uint8_t { kCertificates, kPolicy };
+inline constexpr size_t kNumReloaded = 2;
+
 struct BatchSample {
   size_t requests;
   size_t sequences;
@@ -70,6 +77,8 @@ class Metrics {
   void BackendFault(kernels::BackendKind backend, const absl::Status& why);
   void ConnectionRefused();
   void ConnectionsStalled(size_t count);
+  // Files had changed: whether they were sound, and are in use.
+  void Reload(Reloaded what, bool ok);
 
  private:
   using Counter = ShardedMetrics::Counter;
@@ -101,6 +110,7 @@ class Metrics {
   std::map<std::pair<kernels::BackendKind, std::string_view>, Counter> faults_;
   Counter connections_refused_;
   Counter connections_stalled_;
+  std::array<std::array<Counter, 2>, kNumReloaded> reloads_;  // failed, ok
 };
 
 }  // namespace nsa::metadata::server

@@ -42,7 +42,7 @@ absl::Status CheckAddress(const char* flag, const std::string& text, bool allow_
     return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", text, " can't be a Unix socket"));
   if (!address->IsLocal() && !allow_plaintext) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--", flag, "=", text, " is not loopback: plain text there needs --allow_plaintext"));
+        absl::StrCat("--", flag, "=", text, " is not loopback: that needs --tls_certificate, or --allow_plaintext"));
   }
   return absl::OkStatus();
 }
@@ -50,9 +50,10 @@ absl::Status CheckAddress(const char* flag, const std::string& text, bool allow_
 absl::Status CheckAddresses(const Options& options) {
   if (options.listen.empty()) return absl::InvalidArgumentError("--listen= must name an address");
   for (const std::string& address : options.listen) {
-    if (absl::Status status = CheckAddress("listen", address, options.allow_plaintext, /*allow_unix=*/true);
-        !status.ok())
+    const bool allow_any = options.allow_plaintext || !options.trust.tls.certificate.empty();
+    if (absl::Status status = CheckAddress("listen", address, allow_any, /*allow_unix=*/true); !status.ok()) {
       return status;
+    }
   }
   // Probes and scrapes come from outside the pod and carry nobody's data.
   if (absl::Status status =
@@ -61,6 +62,25 @@ absl::Status CheckAddresses(const Options& options) {
     return status;
   }
   return CheckAddress("metrics_listen", options.metrics_listen, /*allow_plaintext=*/true, /*allow_unix=*/false);
+}
+
+// Each needs another, or excludes it.
+absl::Status CheckTrust(const Options& options) {
+  const TrustOptions& trust = options.trust;
+  const auto wrong = [](const char* what) { return absl::InvalidArgumentError(what); };
+  if (trust.tls.certificate.empty() != trust.tls.key.empty()) {
+    return wrong("--tls_certificate and --tls_key need each other");
+  }
+  if (!trust.tls.client_ca.empty() && trust.tls.certificate.empty()) {
+    return wrong("--tls_client_ca needs --tls_certificate");
+  }
+  if (!trust.authorization_policy.empty() && trust.tls.client_ca.empty()) {
+    return wrong("--authorization_policy needs --tls_client_ca: callers are known by their certificates");
+  }
+  if (!trust.authorization_policy.empty() && options.reflection) {
+    return wrong("--reflection can't be served with --authorization_policy, which would not cover it");
+  }
+  return InRange("reload_period", trust.reload_period, absl::Milliseconds(10));
 }
 
 absl::Status CheckBackend(const std::string& backend) {
@@ -108,6 +128,7 @@ absl::Status CheckCallers(const Options& options) {
 absl::Status Validate(const Options& o) {
   for (const absl::Status& status : {
            CheckAddresses(o),
+           CheckTrust(o),
            CheckBackend(o.backend),
            CheckKernel(o.kernel),
            CheckFaultAction(o.on_gpu_fault),

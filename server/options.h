@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "kernels/backend.h"
+#include "server/certificates.h"
 
 namespace nsa::metadata::server {
 
@@ -43,12 +44,23 @@ struct ConnectionOptions {
   absl::Duration handshake_timeout = absl::Seconds(10);
 };
 
+// Who may call.
+struct TrustOptions {
+  // Without a certificate, plain text.
+  CertificateFiles tls;
+  // A JSON file of a policy.v1.AuthorizationPolicy; empty: who can connect may call everything.
+  std::string authorization_policy;
+  // How often these files are looked at for other contents.
+  absl::Duration reload_period = absl::Seconds(10);
+};
+
 struct Options {
   // "host:port", "[v6]:port" or "unix:path"; port 0 takes a free one.
   std::vector<std::string> listen = {"127.0.0.1:50051"};
   std::string health_listen = "127.0.0.1:50052";
   std::string metrics_listen = "127.0.0.1:9464";
-  // Plain text on addresses that are not loopback.
+  TrustOptions trust;
+  // Without a certificate: plain text on addresses that are not loopback.
   bool allow_plaintext = false;
   bool reflection = false;
 

@@ -82,6 +82,13 @@ Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int6
           .retry_after = retry_after};
 }
 
+Refusal NotAllowed(std::string message) {
+  return {.code = grpc::StatusCode::PERMISSION_DENIED,
+          .reason = v1::REFUSAL_REASON_NOT_ALLOWED,
+          .message = std::move(message),
+          .field = ""};
+}
+
 Refusal DeadlinePassed() {
   return {.code = grpc::StatusCode::DEADLINE_EXCEEDED,
           .reason = v1::REFUSAL_REASON_DEADLINE,

@@ -33,6 +33,8 @@ Refusal Invalid(v1::RefusalReason reason, std::string message, std::string field
 Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int64_t limit,
               std::chrono::milliseconds retry_after);
 
+// PERMISSION_DENIED.
+Refusal NotAllowed(std::string message);
 Refusal DeadlinePassed();
 Refusal Cancelled();
 // A fault of ours; `message` names no internals.

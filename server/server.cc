@@ -27,6 +27,7 @@
 #include "server/output_pool.h"
 #include "server/server_options.h"
 #include "server/service.h"
+#include "server/trust.h"
 #include "server/version.h"
 #include "spdlog/spdlog.h"
 
@@ -107,6 +108,7 @@ struct Server::Parts {
   Gauges gauges;
   ProcessMetrics process;
   std::unique_ptr<Metrics> metrics;
+  std::unique_ptr<Trust> trust;
   std::shared_ptr<OutputPool> pool;
   std::unique_ptr<Batcher> batcher;
   std::unique_ptr<Service> service;
@@ -202,7 +204,7 @@ absl::Status Server::Parts::BuildServer() {
   service->Register(builder);
   SetConnectionArguments(builder, options.connection);
   if (!options.reflection) builder.SetOption(WithoutReflection());
-  connections = AddConnections(builder);
+  connections = AddConnections(builder, trust->credentials());
   server = builder.BuildAndStart();
   if (server == nullptr) return absl::InternalError("gRPC did not start a server");
   return absl::OkStatus();
@@ -261,6 +263,11 @@ void Server::Parts::AddGauges() {
                {{"backend", std::string(kernels::BackendName(kind))}},
                [this, kind] { return active_backend() == kind ? 1.0 : 0.0; });
   }
+  if (trust->certificate_expiry()) {
+    gauges.Add("nsa_metadata_tls_certificate_expiry_timestamp_seconds",
+               "When the server's certificate expires, seconds since the epoch.", {},
+               [this] { return absl::ToDoubleSeconds(*trust->certificate_expiry() - absl::UnixEpoch()); });
+  }
   gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",
              {{"version", kVersion}, {"revision", kRevision}, {"cuda", kernels::CudaVersion()}}, [] { return 1.0; });
   for (const auto& [name, value] : NamedLimits(options)) {
@@ -284,6 +291,9 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Su
   parts->backend = std::move(surroundings.backend);
   if (parts->options.lanes == 0) parts->options.lanes = LanesFor(*parts->backend);
   parts->metrics = std::make_unique<Metrics>();
+  absl::StatusOr<std::unique_ptr<Trust>> trust = Trust::Create(options.trust, *parts->metrics);
+  if (!trust.ok()) return trust.status();
+  parts->trust = *std::move(trust);
   absl::Status computes = parts->MakeCompute(surroundings);
   if (!computes.ok() && options.backend == "auto" && parts->backend->kind() == kernels::BackendKind::kCuda) {
     spdlog::warn("computing on the CPU: {}", std::string(computes.message()));
@@ -292,7 +302,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Su
   }
   if (!computes.ok()) return computes;
   parts->service = std::make_unique<Service>(
-      parts->options, *parts->pool, *parts->batcher, *parts->metrics,
+      parts->options, *parts->pool, *parts->batcher, *parts->metrics, *parts->trust,
       ServerInfos{ServerInfo(parts->backend->kind(), parts->backend->device(), parts->options),
                   ServerInfo(kernels::BackendKind::kCpu, kernels::CreateCpuBackend()->device(), parts->options)});
   if (absl::Status status = parts->Listen(); !status.ok()) return status;

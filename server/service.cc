@@ -46,11 +46,13 @@ void OpenStreams::Look(TimePoint now) {
   for (StreamCall* stream : streams_) stream->Look(now);
 }
 
-Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, ServerInfos infos)
+Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
+                 ServerInfos infos)
     : context_{.options = options,
                .pool = pool,
                .batcher = batcher,
                .metrics = metrics,
+               .trust = trust,
                .infos = std::move(infos),
                .service = {},
                .other_methods = {},

@@ -21,6 +21,7 @@
 #include "server/options.h"
 #include "server/output_pool.h"
 #include "server/reply_message.h"
+#include "server/trust.h"
 
 namespace nsa::metadata::server {
 
@@ -78,8 +79,9 @@ struct CallContext {
   OutputPool& pool;
   Batcher& batcher;
   Metrics& metrics;
+  const Trust& trust;
   const ServerInfos infos;
-  const Callers callers{options.trusted_proxies, options.caller_metadata};
+  const Callers callers{options};
   AsyncService service;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
@@ -90,7 +92,8 @@ struct CallContext {
 // Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
 class Service {
  public:
-  Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, ServerInfos infos);
+  Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
+          ServerInfos infos);
 
   // Adds the service and its queues to a server.
   void Register(grpc::ServerBuilder& builder);

@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "server/admission.h"
-#include "server/call_metadata.h"
+#include "server/check_call.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -50,7 +50,7 @@ void StreamCall::OnArrived(bool ok) {
   }
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
-  refusal_ = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes);
+  refusal_ = CheckCall(server_context_, Method::kExpandStream, context_);
   reads_done_ = refusal_.has_value();
   draining_ = draining_ || draining;
   Pump();

@@ -6,7 +6,7 @@
 
 #include "absl/time/time.h"
 #include "server/admission.h"
-#include "server/call_metadata.h"
+#include "server/check_call.h"
 #include "server/recycled.h"
 #include "server/task.h"
 
@@ -39,7 +39,7 @@ void UnaryCall::OnArrived(bool ok) {
   queue_.Watch(*this);
   context_.metrics.CallStarted(method_);
   MakeSuccessor();
-  if (std::optional<Refusal> refusal = CheckMetadata(server_context_, context_.options.connection.max_metadata_bytes)) {
+  if (const std::optional<Refusal> refusal = CheckCall(server_context_, method_, context_)) {
     SendRefusal(*refusal);
   } else {
     Handle();

@@ -21,8 +21,6 @@ from calls import SERVICE
 from programs import REPOSITORY, Server, eventually, run
 from reference import DEFAULT_OUTPUTS, INT32_MAX, MODES, OUTPUTS, expand
 
-sys.path.insert(0, str(REPOSITORY / "client" / "python"))
-
 import nsa_metadata
 from nsa_metadata import Client, DeadlineExceeded, Error, Refused, Unreachable
 from nsa_metadata.request import int32_array

@@ -3,14 +3,25 @@
 #include <gtest/gtest.h>
 
 #include <set>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 
 namespace nsa::metadata::server {
 namespace {
 
+// Behind proxies of `blocks`.
+Callers Behind(std::vector<std::string> blocks) {
+  Options options;
+  options.trusted_proxies = std::move(blocks);
+  options.caller_metadata = "x-caller";
+  return Callers(options);
+}
+
 TEST(CallersTest, AnIpv4AddressIsACallerWhateverItsPort) {
-  const Callers callers({}, "");
+  const Callers callers((Options()));
   const Account account = callers.AccountOf("ipv4:10.0.0.1:5000", std::nullopt);
   EXPECT_NE(account, kNoAccount);
   EXPECT_EQ(callers.AccountOf("ipv4:10.0.0.1:6000", std::nullopt), account);
@@ -19,7 +30,7 @@ TEST(CallersTest, AnIpv4AddressIsACallerWhateverItsPort) {
 }
 
 TEST(CallersTest, TheFirst64BitsOfAnIpv6AddressAreACaller) {
-  const Callers callers({}, "");
+  const Callers callers((Options()));
   const Account account = callers.AccountOf("ipv6:%5B2001:db8:1:2::1%5D:5000", std::nullopt);
   EXPECT_NE(account, kNoAccount);
   EXPECT_EQ(callers.AccountOf("ipv6:%5B2001:db8:1:2:ffff::2%5D:1", std::nullopt), account);
@@ -28,7 +39,7 @@ TEST(CallersTest, TheFirst64BitsOfAnIpv6AddressAreACaller) {
 }
 
 TEST(CallersTest, AllPeersOfUnixSocketsAreOneCaller) {
-  const Callers callers({}, "");
+  const Callers callers((Options()));
   EXPECT_NE(callers.AccountOf("unix:", std::nullopt), kNoAccount);
   for (const char* peer : {"unix:/run/x", "", "ipv4:"}) {
     EXPECT_EQ(callers.AccountOf(peer, std::nullopt), callers.AccountOf("unix:", std::nullopt)) << peer;
@@ -36,7 +47,7 @@ TEST(CallersTest, AllPeersOfUnixSocketsAreOneCaller) {
 }
 
 TEST(CallersTest, ATrustedProxySaysWhoItsCallersAreAndNobodyElseMay) {
-  const Callers callers({"10.1.0.0/16", "fd00::/8"}, "x-caller");
+  const Callers callers = Behind({"10.1.0.0/16", "fd00::/8"});
   const Account ann = callers.AccountOf("ipv4:10.1.2.3:1", "ann");
   EXPECT_EQ(callers.AccountOf("ipv4:10.1.9.9:2", "ann"), ann);
   EXPECT_EQ(callers.AccountOf("ipv6:%5Bfd12::1%5D:2", "ann"), ann);
@@ -46,8 +57,17 @@ TEST(CallersTest, ATrustedProxySaysWhoItsCallersAreAndNobodyElseMay) {
       << "no trusted proxy: it is a caller itself";
 }
 
+TEST(CallersTest, ACertificatesNameGoesBeforeTheAddressAndAProxysWordBeforeBoth) {
+  const Callers callers = Behind({"10.1.0.0/16"});
+  const Account ann = callers.AccountOf("ipv4:10.2.0.1:1", std::nullopt, "ann");
+  EXPECT_EQ(callers.AccountOf("ipv4:10.9.9.9:2", "ben", "ann"), ann) << "no trusted proxy";
+  EXPECT_EQ(callers.AccountOf("unix:", std::nullopt, "ann"), ann);
+  EXPECT_NE(callers.AccountOf("ipv4:10.2.0.1:1", std::nullopt, "ben"), ann);
+  EXPECT_EQ(callers.AccountOf("ipv4:10.1.0.1:1", "ann", "the proxy"), ann);
+}
+
 TEST(CallersTest, ManyCallersHaveManyAccounts) {
-  const Callers callers({}, "");
+  const Callers callers((Options()));
   std::set<Account> accounts;
   for (int i = 0; i < 256; ++i) accounts.insert(callers.AccountOf(absl::StrCat("ipv4:10.0.0.", i, ":1"), std::nullopt));
   EXPECT_GT(accounts.size(), 240u);
@@ -56,7 +76,7 @@ TEST(CallersTest, ManyCallersHaveManyAccounts) {
 TEST(AddressBlockTest, HoldsTheAddressesThatBeginWithItsBits) {
   // Where it does, a caller is who the metadata say.
   const auto contains = [](const char* block, const char* address) {
-    const Callers callers({block}, "x-caller");
+    const Callers callers = Behind({block});
     const std::string peer = absl::StrCat("ipv4:", address, ":1");
     return callers.AccountOf(peer, "ann") != callers.AccountOf(peer, "ben");
   };

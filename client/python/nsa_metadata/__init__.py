@@ -14,6 +14,7 @@ from nsa_metadata.client import Client
 from nsa_metadata.enums import OUTPUTS, Mode, Output
 from nsa_metadata.errors import DeadlineExceeded, Error, Refused, Unreachable
 from nsa_metadata.expansion import Expansion, Timing
+from nsa_metadata.tls import tls_credentials
 
 __all__ = [
     "OUTPUTS",
@@ -26,4 +27,5 @@ __all__ = [
     "Refused",
     "Timing",
     "Unreachable",
+    "tls_credentials",
 ]

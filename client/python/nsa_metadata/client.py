@@ -34,15 +34,17 @@ class Client:
         credentials: grpc.ChannelCredentials | None = None,
         max_attempts: int = 4,
         max_receive_message_bytes: int = 4 << 20,
+        server_name: str | None = None,
     ) -> None:
         """Does not block: connections are made by the first calls.
 
         target: a gRPC name, as "host:port", "dns:///host:port" or "unix:/path"; calls go round the addresses it
             resolves to.
         timeout: seconds a call may take, all attempts together; None: only the server's own limit.
-        credentials: None: plain text.
+        credentials: None: plain text; see tls_credentials.
         max_attempts: attempts a call, the first included, 1 to 5; 1: no retries.
         max_receive_message_bytes: the largest reply accepted, 1 or more.
+        server_name: the name that the server's certificate has to have; None: the target's.
 
         ValueError names the argument that is out of range.
         """
@@ -63,6 +65,8 @@ class Client:
             # Clients of the same target and options would share a connection otherwise.
             ("grpc.use_local_subchannel_pool", 1),
         ]
+        if server_name is not None:
+            options.append(("grpc.ssl_target_name_override", server_name))
         self._timeout = timeout
         self._channel = (
             grpc.insecure_channel(target, options)

@@ -1,8 +1,9 @@
-#include "server/call_metadata.h"
+#include "server/check_call.h"
 
 #include "absl/strings/str_cat.h"
 
 namespace nsa::metadata::server {
+namespace {
 
 std::optional<Refusal> CheckMetadata(const grpc::ServerContextBase& call, int64_t max_bytes) {
   constexpr size_t kPerEntry = 32;
@@ -12,6 +13,13 @@ std::optional<Refusal> CheckMetadata(const grpc::ServerContextBase& call, int64_
   return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
                  absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", max_bytes),
                  "metadata", bytes, max_bytes);
+}
+
+}  // namespace
+
+std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, const CallContext& context) {
+  if (std::optional<Refusal> refusal = context.trust.Check(call, method)) return refusal;
+  return CheckMetadata(call, context.options.connection.max_metadata_bytes);
 }
 
 }  // namespace nsa::metadata::server
