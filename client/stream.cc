@@ -55,11 +55,8 @@ class ExpandStream::Call final : public grpc::ClientBidiReactor<v1::ExpandStream
   void OnReadDone(bool ok) override { stream_.OnRead(*this, ok); }
   void OnWriteDone(bool ok) override { stream_.OnWritten(*this, ok); }
   void OnDone(const grpc::Status& status) override {
-    ExpandStream& stream = stream_;
-    const absl::Status end_status = ToAbslStatus(status);
-    // The stream may be gone once it knows.
-    delete this;
-    stream.OnDone(end_status);
+    // Whoever holds the stream's mutex may look at this until OnDone has it.
+    stream_.OnDone(std::unique_ptr<Call>(this), ToAbslStatus(status));
   }
 
   ExpandStream& stream_;
@@ -152,19 +149,15 @@ void ExpandStream::OnWritten(Call& call, bool ok) {
   changed_.SignalAll();
 }
 
-void ExpandStream::OnDone(const absl::Status& status) {
+void ExpandStream::OnDone(std::unique_ptr<Call> call, const absl::Status& status) {
   std::vector<Answer> answers;
   {
     MutexLock lock(&mutex_);
     call_ = nullptr;
     fruitless_calls_ = call_answered_ ? 0 : fruitless_calls_ + 1;
     answers = End(status);
-    if (!outbox_.empty()) {
-      backing_off_ = true;
-      backoff_ = std::make_unique<grpc::Alarm>();
-      backoff_->Set(absl::ToChronoTime(absl::Now() + NextBackoff(end_status_)), [this](bool) { OnBackoff(); });
-    }
   }
+  call.reset();  // its channel too, while the stream is sure to be there
   Report(std::move(answers));
 }
 
@@ -174,7 +167,7 @@ void ExpandStream::OnBackoff() {
     MutexLock lock(&mutex_);
     backing_off_ = false;
     if (abort_status_.ok()) return Pump();
-    answers = End(end_status_);
+    answers = End(absl::OkStatus());
   }
   Report(std::move(answers));
 }
@@ -226,16 +219,18 @@ void ExpandStream::Abort(const absl::Status& status) {
 }
 
 std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) {
+  const bool cut = !abort_status_.ok();
   end_status_ = std::exchange(abort_status_, absl::OkStatus());
-  if (end_status_.ok()) end_status_ = status;
-  const bool again = absl::IsUnavailable(end_status_);
-  const absl::Time now = absl::Now();
+  if (!cut) end_status_ = status;
+  // A server that is shut down while a call is on its way to it may say CANCELLED, though nobody did.
+  const bool again = !cut && (absl::IsUnavailable(status) || absl::IsCancelled(status));
+  const absl::Time sent_again = absl::Now() + (again ? NextBackoff(status) : absl::ZeroDuration());
   std::vector<Answer> answers;
   std::vector<Item*> kept;
   for (auto it = items_.begin(); it != items_.end();) {
     Item& item = it->second;
     ++item.attempts;
-    if (again && item.attempts < retry_.max_attempts && !item.cancel_sent && now < item.deadline) {
+    if (again && item.attempts < retry_.max_attempts && !item.cancel_sent && sent_again < item.deadline) {
       kept.push_back(&item);
       ++it;
     } else {
@@ -250,8 +245,13 @@ std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) 
   outbox_.clear();
   for (Item* item : kept) {
     item->chunks = Chunks();
-    SetTimeout(item->deadline - now, *item->message);
+    SetTimeout(item->deadline - sent_again, *item->message);
     outbox_.push_back(item->message);
+  }
+  if (!outbox_.empty()) {
+    backing_off_ = true;
+    backoff_ = std::make_unique<grpc::Alarm>();
+    backoff_->Set(absl::ToChronoTime(sent_again), [this](bool) { OnBackoff(); });
   }
   ++reporting_;
   changed_.SignalAll();

@@ -37,8 +37,8 @@ struct StreamOptions {
 //
 // A call ends before the stream is closed when the server drains or is gone, when the connection is too old, or when no
 // item came for Limits.stream_idle_timeout. If it ends UNAVAILABLE, its items without an answer are sent again over a
-// new call, as Retry says, to whichever server the channel then picks; else each gets the call's status. Without items
-// to send again, the next Send begins the new call.
+// new call, as Retry says and while their timeouts last, to whichever server the channel then picks; else each gets the
+// call's status. Without items to send again, the next Send begins the new call.
 class ExpandStream {
  public:
   // Runs once for each item that Send took, on a thread of gRPC's, for several items at the same time. It must not
@@ -92,7 +92,7 @@ class ExpandStream {
   // What the call under way reports. OnDone is the last of a call's.
   void OnRead(Call& call, bool ok);
   void OnWritten(Call& call, bool ok);
-  void OnDone(const absl::Status& status);
+  void OnDone(std::unique_ptr<Call> call, const absl::Status& status);
   // The wait before a further call is over.
   void OnBackoff();
 
@@ -126,7 +126,7 @@ class ExpandStream {
   uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   // While a write is under way it is the first's.
   std::deque<std::shared_ptr<const v1::ExpandStreamRequest>> outbox_ ABSL_GUARDED_BY(mutex_);
-  // Under way, or nullptr. It deletes itself after OnDone.
+  // Under way, or nullptr. OnDone gets it to delete.
   Call* call_ ABSL_GUARDED_BY(mutex_) = nullptr;
   // Between two calls, until OnBackoff.
   bool backing_off_ ABSL_GUARDED_BY(mutex_) = false;

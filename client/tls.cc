@@ -3,7 +3,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
-#include <iterator>
+#include <sstream>
 
 #include "absl/strings/str_cat.h"
 
@@ -12,12 +12,13 @@ namespace {
 
 // The file's contents, which have to have `what` in PEM form.
 absl::StatusOr<std::string> ReadPem(const char* name, const std::string& path, const std::string& what) {
-  errno = 0;
   std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file.good() && !file.eof()) {
+  std::ostringstream contents;
+  contents << file.rdbuf();  // a folder, which opens, has none
+  if (!file.is_open()) {
     return absl::InvalidArgumentError(absl::StrCat(name, " ", path, " can't be read: ", strerror(errno)));
   }
+  std::string text = contents.str();
   if (text.find("-----BEGIN ") == std::string::npos || text.find(what + "-----") == std::string::npos) {
     return absl::InvalidArgumentError(absl::StrCat(name, " ", path, " has to hold a ", what, " in PEM form"));
   }

@@ -3,6 +3,7 @@
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/pem.h>
+#include <openssl/ssl.h>
 #include <openssl/x509.h>
 
 #include <ctime>
@@ -65,6 +66,13 @@ absl::StatusOr<Certificates> ReadCertificates(const CertificateFiles& files) {
   if (own_key == nullptr) return Unfit(kKeyFlag, files.key, "has to hold a key in PEM form, without a passphrase");
   if (X509_check_private_key(own.get(), own_key.get()) != 1) {
     return Unfit(kKeyFlag, files.key, absl::StrCat("is not the key of the certificate in ", files.certificate).c_str());
+  }
+  // What OpenSSL's security level takes for too weak.
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_server_method()), &SSL_CTX_free);
+  if (SSL_CTX_use_certificate(context.get(), own.get()) != 1) {
+    const char* const reason = ERR_reason_error_string(ERR_peek_last_error());
+    return Unfit(kCertificateFlag, files.certificate,
+                 absl::StrCat("can't be used: ", reason == nullptr ? "unknown reason" : reason).c_str());
   }
   read.expiry = ExpiryOf(*own);
   read.certificate = *std::move(certificate);

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <chrono>
 #include <climits>
 
@@ -98,20 +99,22 @@ size_t ConnectionTable::ShutDownStalled(TimePoint now, Clock::duration timeout) 
 
 bool ConnectionTable::Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const {
   // One system call for those that are not busy; a descriptor that is another's by now is found out before it is shut.
-  if (Unsent(fd) == 0) {
+  const auto unsent = static_cast<uint64_t>(Unsent(fd));
+  if (unsent == 0) {
     connection.busy_since = {};
     return false;
   }
   const Progress progress = ProgressOf(fd);
-  if (connection.busy_since != TimePoint()) {
-    const std::chrono::duration<double> busy = now - connection.busy_since;
-    if (busy < timeout) return false;
-    const uint64_t taken = progress.value - connection.progress;
-    if (progress.is_bytes ? static_cast<double>(taken) < kLeastBytesPerSecond * busy.count() : taken == 0) return true;
+  const std::chrono::duration<double> busy = now - connection.busy_since;
+  const uint64_t taken = progress.value - connection.progress;
+  const auto enough =
+      progress.is_bytes ? std::min(connection.unsent, static_cast<uint64_t>(kLeastBytesPerSecond * busy.count())) : 1;
+  if (connection.busy_since == TimePoint() || taken >= enough) {
+    // A peer that takes what there is, and is sent a little now and then, is no slow one.
+    connection = {.inode = connection.inode, .busy_since = now, .progress = progress.value, .unsent = unsent};
+    return false;
   }
-  connection.busy_since = now;
-  connection.progress = progress.value;
-  return false;
+  return busy >= timeout;
 }
 
 size_t ConnectionTable::size() const {

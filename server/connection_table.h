@@ -27,9 +27,10 @@ class ConnectionTable {
   void SetReading(bool reading);
   // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
   size_t ShutDownSent();
-  // Ends those to which bytes were on their way at every look for `timeout`, and whose peers took less than 16 KiB a
-  // second meanwhile (of a Unix socket: nothing), and takes them out; returns how many. To be called several times in
-  // `timeout`. gRPC doesn't notice them: cancelling their calls leaves it what it has begun to write.
+  // Ends those to which bytes were on their way at every look for `timeout`, and whose peers meanwhile took neither
+  // what was on its way at first nor 16 KiB a second (of a Unix socket: nothing), and takes them out; returns how many.
+  // To be called several times in `timeout`. gRPC doesn't notice them: cancelling their calls leaves it what it has
+  // begun to write.
   size_t ShutDownStalled(TimePoint now, Clock::duration timeout);
 
  private:
@@ -37,8 +38,9 @@ class ConnectionTable {
     ino_t inode;
     // The first look of a row that found bytes on their way; 0: the last one found none.
     TimePoint busy_since = {};
-    // As of then.
+    // As of then: what the peer had taken, and what was on its way.
     uint64_t progress = 0;
+    uint64_t unsent = 0;
   };
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

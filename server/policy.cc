@@ -53,12 +53,11 @@ bool Matches(std::string_view pattern, std::string_view name) {
 absl::StatusOr<Policy> Policy::Parse(const std::string& json) {
   policy::v1::AuthorizationPolicy proto;
   const auto status = google::protobuf::util::JsonStringToMessage(json, &proto);
-  if (!status.ok()) {
-    // A picture of where it is, over several lines.
-    return absl::InvalidArgumentError(absl::StrReplaceAll(std::string(status.message()), {{"\n", " "}}));
-  }
-  if (absl::Status wrong = Check(proto); !wrong.ok()) return wrong;
-  return Policy(std::move(proto));
+  std::string wrong(status.message());
+  if (status.ok()) wrong = std::string(Check(proto).message());
+  if (wrong.empty()) return Policy(std::move(proto));
+  // A picture of where it is, over several lines, or a name with line ends.
+  return absl::InvalidArgumentError(absl::StrReplaceAll(wrong, {{"\n", " "}}));
 }
 
 bool Policy::Allows(std::string_view method, const std::vector<std::string_view>& names) const {

@@ -95,6 +95,11 @@ void StreamCall::Take(const grpc::ByteBuffer& message) {
 
 void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest& message) {
   const uint64_t id = message.expand().request_id();
+  // Again: the policy may have become another since the call began.
+  if (const std::optional<Refusal> refusal = context_.trust.Check(server_context_, Method::kExpandStream)) {
+    RefuseMessage(id, *refusal);
+    return;
+  }
   {
     MutexLock lock(&mutex_);
     if (ids_.insert(id).second) {

@@ -43,12 +43,14 @@ class Trust {
 
  private:
   Trust(const TrustOptions& options, Metrics& metrics) : options_(options), metrics_(metrics) {}
-  absl::Status ReadCertificates();
-  absl::Status ReadPolicy();
+  absl::Status ReadCertificates() ABSL_LOCKS_EXCLUDED(reading_);
+  absl::Status ReadPolicy() ABSL_LOCKS_EXCLUDED(reading_);
   void Reload(Reloaded what);
 
   const TrustOptions options_;
   Metrics& metrics_;
+  // So that what was read last is what is used.
+  Mutex reading_;
   std::shared_ptr<TlsCredentials> tls_;  // nullptr: plain text
   std::shared_ptr<grpc::ServerCredentials> credentials_;
   mutable Mutex mutex_;

@@ -132,6 +132,19 @@ TEST(ExpandStreamEndTest, AnItemThatWasCancelledIsNotSentAgain) {
   EXPECT_EQ(fixture.server.streams(), 1);
 }
 
+TEST(ExpandStreamEndTest, AnItemWhoseTimeoutIsShorterThanTheWaitIsNotSentAgain) {
+  StreamFixture fixture(
+      [](FakeStream& stream) {
+        ReadFrom(stream);
+        return Draining(/*retry_after_seconds=*/3600);
+      },
+      Hasty(4));
+  EXPECT_EQ(fixture.Send(0), absl::OkStatus());
+  fixture.outcomes.Await(1);
+  EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(fixture.server.streams(), 1);
+}
+
 TEST(ExpandStreamEndTest, ClosingEndsItWhileItWaitsToSendAgain) {
   StreamFixture fixture(
       [&](FakeStream& stream) {
@@ -139,7 +152,8 @@ TEST(ExpandStreamEndTest, ClosingEndsItWhileItWaitsToSendAgain) {
         return Draining(/*retry_after_seconds=*/3600);
       },
       Hasty(4));
-  EXPECT_EQ(fixture.Send(0), absl::OkStatus());
+  EXPECT_EQ(fixture.stream->Send(StreamedRequest(0), fixture.outcomes.For(0), absl::InfiniteDuration()),
+            absl::OkStatus());
   EXPECT_EQ(fixture.stream->Close(absl::Now() + absl::Milliseconds(200)).code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(fixture.server.streams(), 1) << "the server's hint goes before the backoff";

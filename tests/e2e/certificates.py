@@ -58,9 +58,9 @@ class Authority:
             .not_valid_after(now + lasts)
         )
 
-    def issue(self, *names, common_name="test", lasts=DAY, passphrase=None):
+    def issue(self, *names, common_name="test", lasts=DAY, passphrase=None, key=None):
         """A pair whose subject alternative names are DNS names, IP addresses and URIs. lasts: from now; may be past."""
-        key = ec.generate_private_key(ec.SECP256R1())
+        key = key or ec.generate_private_key(ec.SECP256R1())
         builder = self._builder(name_of(common_name), key, lasts)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([alternative(n) for n in names]), critical=False)

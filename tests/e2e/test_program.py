@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calls import TIMEOUT_S, channel, refused
-from programs import SERVER, Server, eventually, run
+from programs import CLIENT, SERVER, Server, eventually, run, tool
 from reference import assert_right
 
 FREE_PORTS = ["--listen=127.0.0.1:0", "--health_listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0"]
@@ -241,3 +241,15 @@ def test_a_file_that_is_no_socket_is_left_alone(folder):
     assert done.returncode == 1, done.stderr
     assert f"cannot listen on unix:{path}" in done.stderr
     assert path.read_text() == "keep"
+
+
+@pytest.mark.parametrize("program", [SERVER, CLIENT], ids=lambda path: path.name)
+def test_programs_are_hardened(program):
+    headers = run(tool("readelf"), "--file-header", "--program-headers", "--dynamic", "--wide", program).stdout
+    assert re.search(r"Type:\s+DYN \(Position-Independent Executable file\)", headers)
+    assert "GNU_RELRO" in headers
+    assert re.search(r"\(FLAGS_1\)\s+Flags: NOW PIE", headers)
+    assert re.search(r"GNU_STACK .* RW +0x", headers), "the stack can't be executed"
+    assert not re.search(r" LOAD .* RWE ", headers), "nothing is both written and executed"
+    symbols = run(tool("readelf"), "--dyn-syms", "--wide", program).stdout
+    assert "__stack_chk_fail" in symbols

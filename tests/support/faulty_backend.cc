@@ -1,5 +1,6 @@
 #include "tests/support/faulty_backend.h"
 
+#include <cstdlib>
 #include <string>
 #include <thread>
 #include <utility>
@@ -63,6 +64,7 @@ class FaultyLane final : public kernels::Lane {
       scribbler_.WriteTo(batch());
       return faults_.fault;
     }
+    if (faults_.leak > 0) *static_cast<volatile char*>(std::malloc(faults_.leak)) = 1;
     if (faults_.batch_time > std::chrono::nanoseconds::zero()) std::this_thread::sleep_for(faults_.batch_time);
     if (absl::StatusOr<kernels::Kernel> done = lane_->Expand(); !done.ok()) return done;
     return kernels::Kernel::kRows;

@@ -23,6 +23,8 @@ struct Faults {
   std::chrono::nanoseconds time_to_fail{0};
   // The allocation that fails, from 1: of a lane or of memory for outputs; 0: none.
   int64_t fail_allocation = 0;
+  // Bytes that each batch takes and never gives back.
+  size_t leak = 0;
 
   // Batches and allocations so far.
   std::atomic<int64_t> batches{0};

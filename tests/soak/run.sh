@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Calls a server 1,000,000 times, or 100,000,000 (--long, an hour), and says what its memory, descriptors and threads did. Then the same,
+# in short, with a server that leaks 64 bytes a batch, which has to fail. Needs what tests/run.sh has installed and built.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+soak=(build/venv-e2e/bin/python tests/soak/soak.py)
+"${soak[@]}" "$@"
+if "${soak[@]}" --leak=64; then
+  echo "a leak went unnoticed" >&2
+  exit 1
+fi
+echo "the planted leak was noticed"

@@ -1,0 +1,64 @@
+"""Memory, descriptors and threads of a server under many calls: of log-uniform sizes, 1 % cancelled, 1 % with deadlines
+of 1 ms, over connections that are made anew every 10,000 calls. Ends non-zero when they grow, or a reply was wrong."""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
+
+from programs import BUILD, SERVER, TEST_SERVER, Server, eventually  # noqa: E402
+
+MEBIBYTE = 1 << 20
+LOAD = BUILD / "tests" / "nsa-metadata-soak-load"
+
+
+def sample(server):
+    process = Path(f"/proc/{server.process.pid}")
+    return server.memory("VmRSS") / MEBIBYTE, len(os.listdir(process / "fd")), len(os.listdir(process / "task"))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--long", action="store_true", help="100,000,000 calls instead of 1,000,000")
+    parser.add_argument("--leak", type=int, default=0, help="bytes that the server leaks a batch")
+    flags = parser.parse_args()
+    calls = 100_000_000 if flags.long else 1_000_000
+    program, more = (TEST_SERVER, [f"--leak={flags.leak}"]) if flags.leak else (SERVER, ["--backend=cpu"])
+    with Server(*more, program=program) as server:
+        load = subprocess.Popen([str(LOAD), f"--target={server.address}", f"--calls={calls}"], stdout=subprocess.PIPE, text=True)
+        samples, rest = [], []
+        for line in load.stdout:
+            if line.startswith("done "):
+                samples.append((int(line.split()[1]), *sample(server)))
+            else:
+                rest.append(line.strip())
+        ended = load.wait()
+
+        def balance():
+            metrics = server.metrics()
+            lost = [metrics.total(f"nsa_metadata_{name}_total", stage="queue") for name in ("expired", "cancelled")]
+            return metrics.total("nsa_metadata_admitted_total") == metrics.total("nsa_metadata_batch_requests_sum") + sum(lost)
+
+        eventually(balance, "admitted = launched + expired + cancelled")
+        eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
+
+    done, memory, descriptors, threads = np.array(samples)[len(samples) // 10 :].T  # after the first tenth
+    slope = np.polyfit(done, memory, 1)[0] * 10_000_000
+    # A short run's pages say more of the allocator than of a leak.
+    grown, bound = (slope, 1.0) if flags.long else (np.median(memory[-10:]) - np.median(memory[:10]), 1.0)
+    what = "MiB per 10,000,000 calls" if flags.long else f"MiB over {done[-1] - done[0]:,.0f} calls"
+    print(f"{calls:,} calls: {', '.join(rest)}")
+    print(f"memory {memory[0]:.1f} to {memory[-1]:.1f} MiB: {grown:+.2f} {what}, {bound:.0f} allowed")
+    print(f"descriptors {descriptors.min():.0f} to {descriptors.max():.0f}, threads {threads.min():.0f} to {threads.max():.0f}")
+    flat = np.ptp(descriptors) <= 16 and np.ptp(threads) <= 4  # some connections are on their way out
+    if ended != 0 or grown > bound or not flat:
+        sys.exit("missed")
+
+
+if __name__ == "__main__":
+    main()
