@@ -1,21 +1,38 @@
 #include "server/run.h"
 
+#include <grpc/support/log.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <string>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "server/stop_signals.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace nsa::metadata::server {
 namespace {
+
+// What gRPC says of strangers' bytes holds them as they are, and is as much as they like.
+void LogForGrpc(gpr_log_func_args* line) {
+  constexpr int64_t kMostPerSecond = 10;
+  static std::atomic<int64_t> second{0};
+  static std::atomic<int64_t> lines{0};
+  const int64_t now = absl::ToUnixSeconds(absl::Now());
+  if (second.exchange(now) != now) lines = 0;
+  if (++lines > kMostPerSecond) return;
+  spdlog::log(line->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::err : spdlog::level::info, "gRPC: {}",
+              absl::CHexEscape(line->message));
+}
 
 // Each connection takes a descriptor.
 void RaiseDescriptorLimit() {
@@ -39,6 +56,7 @@ void ServeAndExit(const Options& options, Surroundings surroundings) {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   spdlog::set_default_logger(spdlog::stderr_logger_mt("nsa-metadata-server"));
   spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  gpr_set_log_function(&LogForGrpc);
   const sigset_t signals = BlockStopSignals();
   RaiseDescriptorLimit();
   // Comes back from sigwait, like one from outside.

@@ -76,7 +76,7 @@ class Server:
         self._log_grew = threading.Condition()
 
     def __enter__(self):
-        self.process = subprocess.Popen(self.command, env=self._env, stderr=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(self.command, env=self._env, stderr=subprocess.PIPE, text=True, errors="replace")
         self._reader = threading.Thread(target=self._read_log, daemon=True)
         self._reader.start()
         try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import wire
 from calls import TIMEOUT_S, channel, refused
 from programs import CLIENT, SERVER, Server, eventually, run, tool
 from reference import assert_right
@@ -253,3 +254,17 @@ def test_programs_are_hardened(program):
     assert not re.search(r" LOAD .* RWE ", headers), "nothing is both written and executed"
     symbols = run(tool("readelf"), "--dyn-syms", "--wide", program).stdout
     assert "__stack_chk_fail" in symbols
+
+
+def test_a_strangers_bytes_reach_the_log_as_text_on_one_line_and_not_too_often():
+    spoilt = wire.headers_block(wire.SERVICE + "/Expand", [("te", b"x\xe3\n\x1b[31mred")])
+    with Server() as server:
+        with wire.connect(server.address) as peer:
+            peer.sendall(wire.PREFACE + wire.settings())
+            peer.sendall(b"".join(wire.call(1 + 2 * i, b"", spoilt) for i in range(90)))
+            server.wait_for_log(r"gRPC: .*x\\xe3\\n\\x1b\[31mred")
+        server.stop()
+        lines = server.log.splitlines()
+        assert all(line.isascii() and line.isprintable() for line in lines), lines
+        assert all(re.match(r"\d{4}-\d\d-\d\dT", line) for line in lines), lines
+        assert sum("gRPC: " in line for line in lines) <= 30, "ten a second"

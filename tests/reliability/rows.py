@@ -17,6 +17,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from random import Random
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -166,6 +167,154 @@ class NullSink:
         with contextlib.suppress(OSError):
             while peer.recv(1 << 16):
                 pass
+
+
+def paced(run, threads):
+    """Runs `run(index)` on so many threads, to their end."""
+    running = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
+    for thread in running:
+        thread.start()
+    return running
+
+
+def noise(random, pb):
+    """What a stranger may send first on a connection."""
+    call = wire.PREFACE + wire.settings() + wire.call(1, request(pb))
+    cut = random.randrange(len(call))
+    spoilt = bytearray(call)
+    for _ in range(random.randrange(1, 8)):
+        spoilt[random.randrange(len(spoilt))] = random.randrange(256)
+    return random.choice([
+        random.randbytes(random.randrange(1, 2_000)),
+        wire.PREFACE[: random.randrange(1, len(wire.PREFACE))],
+        wire.PREFACE + random.randbytes(random.randrange(1, 2_000)),
+        wire.PREFACE + wire.frame(random.randrange(12), random.randrange(256), random.randrange(4), random.randbytes(random.randrange(64))),
+        b"GET / HTTP/1.1\r\nHost: test\r\n\r\n",
+        b"POST /nsa.metadata.v1.MetadataService/Expand HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
+        bytes.fromhex("16030100c8010000c40303") + random.randbytes(193),  # a TLS ClientHello's begin
+        call[:cut],
+        bytes(spoilt),
+    ])
+
+
+def r1(row, pb, scale):
+    count = int(1_000_000 * scale)
+    per_s = 2_000  # connections, from all threads together
+
+    def attack(address, some, seed):
+        threads, begin = 4, time.monotonic()
+
+        def run(index):
+            random = Random(seed * 100 + index)
+            for i in range(some // threads):
+                if i % 20 == 0:
+                    time.sleep(max(0, begin + threads * i / per_s - time.monotonic()))
+                with contextlib.suppress(OSError), wire.connect(address) as peer:
+                    peer.sendall(noise(random, pb))
+                    if i % 4 == 0:  # others go without waiting for an answer
+                        peer.settimeout(0.05)
+                        peer.recv(1_000)
+
+        for thread in paced(run, threads):
+            thread.join()
+
+    with Server("--handshake_timeout=2s") as server, NullSink() as sink:
+        bench(server.address, duration="1s")
+        results = []
+        for address, some in ((sink.address, min(count // 2, 20_000)), (server.address, count)):
+            server.reset_peak_memory()
+            before = server.memory("VmRSS")
+            beside = start_bench(server.address, duration=f"{max(some / per_s, 1):.1f}s", channels=2, in_flight=2)
+            attack(address, some, len(results))
+            results.append(result_of(beside))
+        grown = (server.memory("VmHWM") - before) / MEBIBYTE
+        row.figure(f"{count:,} connections that begin with nonsense: memory", "+32 MiB", f"+{grown:.0f} MiB, up", grown <= 32)
+        row.figure("a good client beside them: p99", "within 2x", f"{p99_ms(results[1]):.2f} ms, with the same sent elsewhere "
+                   f"{p99_ms(results[0]):.2f} ms, {failures(results[1])} failed",
+                   p99_ms(results[1]) <= 2 * p99_ms(results[0]), timed=True)
+        row.figure("its calls", "0 failed", f"{failures(results[1])} of {results[1]['requests']:,}", failures(results[1]) == 0)
+        books_balance(row, server)
+
+
+def abuses(pb):
+    """What HTTP/2 lets a peer do: how a connection begins, and the frames that it then sends again and again."""
+    begin = wire.PREFACE + wire.settings() + wire.window_update(0, (1 << 31) - 1 - 65_535)
+    open_block = wire.frame(wire.HEADERS, 0, 1, wire.EXPAND)  # without END_HEADERS
+    continuation = 9
+    # A literal field without indexing, one byte of name and one of value.
+    small_fields = b"\x00\x01a\x01b" * 16
+    with_more = wire.headers_block(f"{wire.SERVICE}/Expand", [("x-filler", "f" * 8_192)])
+    strange = wire.headers_block(f"{wire.SERVICE}/Expand", [("grpclb_client_stats", "x"), ("te", "x"), ("x-filler", "f" * 8_192)])
+    body = request(pb)
+
+    def calls(block):
+        """One a frame, each a stream of its own."""
+        return lambda i: wire.call(1 + 2 * i, body, block)
+
+    return {
+        "CONTINUATIONs without end": (begin + open_block, lambda i: wire.frame(continuation, 0, 1, small_fields)),
+        "a header of 4 GiB announced": (
+            begin + wire.frame(wire.HEADERS, 0, 1, wire.EXPAND + b"\x00\x7f\x80\xff\xff\xff\x0f"),
+            lambda i: wire.frame(continuation, 0, 1, b"n" * 1_024)),
+        "a varint without end": (
+            begin + wire.frame(wire.HEADERS, 0, 1, wire.EXPAND + b"\x00\x7f"),
+            lambda i: wire.frame(continuation, 0, 1, b"\x80" * 256)),
+        "SETTINGS": (begin, lambda i: wire.settings()),
+        "PINGs": (begin, lambda i: wire.frame(wire.PING, 0, 0, b"12345678")),
+        "PRIORITY": (begin, lambda i: wire.frame(2, 0, 1 + 2 * i, b"\0\0\0\0\x10")),
+        "WINDOW_UPDATEs": (begin, lambda i: wire.window_update(0, 1) if i == 0 else wire.frame(wire.WINDOW_UPDATE, 0, 2**31 - 1, b"\0\0\0\1")),
+        "DATA after a stream's end": (begin + wire.call(1, body), lambda i: wire.frame(wire.DATA, 0, 1, b"")),
+        "calls with 8 KiB of metadata more": (begin, calls(with_more)),
+        "calls with grpclb_client_stats, te: x and 8 KiB more": (begin, calls(strange)),
+    }
+
+
+def abuse(address, opening, unit, seconds, connections=10):
+    """Sends an opening and then `unit(i)` at the cap, again on a new connection where the server ends one; frames sent."""
+    sent = [0] * connections
+
+    def run(index):
+        end, batch = time.monotonic() + seconds, 50
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), wire.connect(address) as peer:
+                peer.sendall(opening)
+                threading.Thread(target=NullSink._drain, args=(peer,), daemon=True).start()
+                begin, i = time.monotonic(), 0
+                while time.monotonic() < end:
+                    peer.sendall(b"".join(unit(i + k) for k in range(batch)))
+                    i += batch
+                    sent[index] += batch
+                    time.sleep(max(0, begin + i / FRAMES_PER_S - time.monotonic()))
+            time.sleep(0.01)
+
+    for thread in paced(run, connections):
+        thread.join()
+    return sum(sent)
+
+
+def r2(row, pb, scale):
+    seconds = 20 if row.long else 0.6
+    for name, (opening, unit) in abuses(pb).items():
+        with Server() as server, NullSink() as sink:
+            bench(server.address, duration="1s")
+            results = []
+            for address in (sink.address, server.address):
+                server.reset_peak_memory()
+                before = server.memory("VmRSS")
+                beside = start_bench(server.address, duration=f"{seconds}s", warm_up="0s", channels=2, in_flight=2)
+                sent = abuse(address, opening, unit, seconds)
+                results.append(result_of(beside))
+            grown = (server.memory("VmHWM") - before) / MEBIBYTE
+            kept = goodput(results[1]) / goodput(results[0])
+            row.figure(f"{name}, {sent:,} frames on 10 connections", "up, +128 MiB, a good client's calls",
+                       f"+{grown:.0f} MiB; {failures(results[1])} of its {results[1]['requests']:,} calls failed, {kept:.2f} of "
+                       "what it did with the same sent elsewhere", grown <= 128 and failures(results[1]) == 0)
+            if kept < 0.95:
+                row.figure(f"{name}: a good client's calls", "0.95", f"{kept:.2f}", False, timed=True)
+            begin = time.monotonic()
+            after = bench(server.address, duration="200ms", warm_up="0s", timeout="30s")
+            row.figure(f"{name}: calls afterwards", "served at once", f"{failures(after)} failed of {after['requests']:,}, "
+                       f"over after {time.monotonic() - begin:.1f} s", after["ok"] > 0 and failures(after) == 0, timed=True)
 
 
 def reset_flood(address, pairs, connections=10):
@@ -659,6 +808,8 @@ def r27(row, pb, scale):
 
 
 ROWS = {
+    "R1": (r1, "nonsense on connections"),
+    "R2": (r2, "HTTP/2 abuse"),
     "R3": (r3, "rapid reset"),
     "R4": (r4, "idle connections"),
     "R6": (r6, "slow readers"),
