@@ -47,6 +47,9 @@ PATH="$PWD/build/venv-e2e/bin:$PATH" build/venv-e2e/bin/python -m pytest -q --du
 stage "reliability: loads and many peers, in short"
 tests/reliability/run.sh
 
+stage "soak: memory, descriptors and threads over 1,000,000 calls, and a planted leak"
+tests/soak/run.sh
+
 stage "deployment: Kubernetes manifests"
 build/venv-deploy/bin/python -m pytest -q tests/deploy -m "not image"
 if $full; then
