@@ -39,7 +39,9 @@ void FileWatcher::Run() {
       if (stop_) return;
     }
     const size_t seen = Look();
-    if (seen == std::exchange(seen_, seen)) continue;
+    // Two looks that differ read some files before they were replaced and some after.
+    if (seen == seen_ || seen != Look()) continue;
+    seen_ = seen;
     changed_();
   }
 }

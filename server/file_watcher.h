@@ -15,8 +15,8 @@ namespace nsa::metadata::server {
 // Reads them from time to time: what is mounted into a container is replaced in ways that inotify does not see.
 class FileWatcher {
  public:
-  // Calls `changed`, on a thread of its own, whenever the contents of one of `paths` are others than at its last look,
-  // the first of which is its construction.
+  // Calls `changed`, on a thread of its own, whenever the contents of some of `paths` are others than at its last look,
+  // the first of which is its construction; once when several are replaced together.
   FileWatcher(std::vector<std::string> paths, Clock::duration period, std::function<void()> changed);
   // Waits for a call that is under way.
   ~FileWatcher();

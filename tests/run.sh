@@ -42,13 +42,14 @@ run_ctest release
 
 stage "real peers: Python grpcio, h2load, Prometheus, buf"
 export NSA_METADATA_BUILD=$PWD/build/release
-PATH="$PWD/build/venv-e2e/bin:$PATH" build/venv-e2e/bin/python -m pytest -q --durations=5 tests/e2e
+# A test that failed may leave what never ends.
+PATH="$PWD/build/venv-e2e/bin:$PATH" timeout 15m build/venv-e2e/bin/python -m pytest -q --durations=5 tests/e2e
 
 stage "reliability: loads and many peers, in short"
-tests/reliability/run.sh
+timeout 15m tests/reliability/run.sh
 
 stage "soak: memory, descriptors and threads over 1,000,000 calls, and a planted leak"
-tests/soak/run.sh
+timeout 15m tests/soak/run.sh
 
 stage "deployment: Kubernetes manifests"
 build/venv-deploy/bin/python -m pytest -q tests/deploy -m "not image"

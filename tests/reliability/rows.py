@@ -89,7 +89,7 @@ class HealthProbes:
     def __init__(self, server, period_s=0.05):
         self._address, self._period_s = server.health_address, period_s
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self.longest_s, self.failed, self.made = 0.0, 0, 0
 
     def __enter__(self):
@@ -171,7 +171,7 @@ class NullSink:
 
 def paced(run, threads):
     """Runs `run(index)` on so many threads, to their end."""
-    running = [threading.Thread(target=run, args=(i,)) for i in range(threads)]
+    running = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(threads)]
     for thread in running:
         thread.start()
     return running
@@ -341,7 +341,7 @@ def reset_flood(address, pairs, connections=10):
         if peer:
             peer.close()
 
-    threads = [threading.Thread(target=run) for _ in range(connections)]
+    threads = [threading.Thread(target=run, daemon=True) for _ in range(connections)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -443,7 +443,7 @@ def r6(row, pb, scale):
         dripping = [stack.enter_context(contextlib.closing(shut())) for _ in range(drips // 2)]
         sipping = [stack.enter_context(unread()) for _ in range(drips // 2)]
         stop = threading.Event()
-        sips = threading.Thread(target=sip, args=(sipping, stop))
+        sips = threading.Thread(target=sip, args=(sipping, stop), daemon=True)
         sips.start()
         stack.callback(sips.join)
         stack.callback(stop.set)
@@ -718,7 +718,7 @@ def r22(row, pb, scale):
             return time.monotonic() - begin if ready == 200 else float("inf")
 
         before = bench(server.address, duration="3s")
-        threads = [threading.Thread(target=stuck, args=(server.metrics_address,)) for _ in range(100)]
+        threads = [threading.Thread(target=stuck, args=(server.metrics_address,), daemon=True) for _ in range(100)]
         for thread in threads:
             thread.start()
         time.sleep(1)
@@ -748,7 +748,7 @@ def r26(row, pb, scale):
                     peer.recv(1)
                 time.sleep(0.004)
 
-        threads = [threading.Thread(target=flood) for _ in range(4)]
+        threads = [threading.Thread(target=flood, daemon=True) for _ in range(4)]
         with HealthProbes(server) as probes:
             for thread in threads:
                 thread.start()
