@@ -47,6 +47,8 @@ apt-config dump --no-empty Acquire::http Acquire::https >"$context/apt.conf"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || date +%s)
 export SOURCE_DATE_EPOCH
 
+python3 deploy/container/sbom.py "$build" >"$context/sbom.spdx.json"
+
 # Only extracted, not installed: no shell, no package manager, no program but ours. What a package's scripts would have done and we need is
 # in finish-base.sh.
 echo "making the base of ${needed[*]}"
