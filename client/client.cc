@@ -9,6 +9,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/synchronization/notification.h"
 #include "client/prepare_grpc.h"
 #include "client/status.h"
 
@@ -40,11 +41,19 @@ absl::Status Check(const ClientOptions& options) {
   if (options.channels < 1 || options.channels > 1024) {
     return OutOfRange("channels", absl::StrCat(options.channels), "1 to 1024");
   }
+  if (options.keepalive_time < absl::Seconds(10) || options.keepalive_time > absl::Hours(24)) {
+    return OutOfRange("keepalive_time", absl::FormatDuration(options.keepalive_time), "10s to 24h");
+  }
+  if (options.keepalive_timeout < absl::Milliseconds(1) || options.keepalive_timeout > absl::Hours(24)) {
+    return OutOfRange("keepalive_timeout", absl::FormatDuration(options.keepalive_timeout), "1ms to 24h");
+  }
   if (options.max_receive_message_bytes < 1) {
     return OutOfRange("max_receive_message_bytes", absl::StrCat(options.max_receive_message_bytes), "1 or more");
   }
   return absl::OkStatus();
 }
+
+int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt64Milliseconds(duration)); }
 
 std::string ServiceConfig(const Retry& retry) {
   const std::string retry_policy = absl::StrFormat(
@@ -69,6 +78,10 @@ grpc::ChannelArguments ChannelArgumentsOf(const ClientOptions& options) {
   arguments.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
   arguments.SetInt(GRPC_ARG_PER_RPC_RETRY_BUFFER_SIZE, kRetryBufferBytes);
   arguments.SetMaxReceiveMessageSize(options.max_receive_message_bytes);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options.keepalive_time));
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(options.keepalive_timeout));
+  // A stream may be without an item for longer than two of them.
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   if (!options.server_name.empty()) arguments.SetSslTargetNameOverride(options.server_name);
   // Channels of the same target and arguments would share a connection otherwise.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -95,12 +108,35 @@ void KeepCallbackQueue() {
   }();
 }
 
-// What an asynchronous call needs until its end.
-struct AsyncCall {
+// What a call needs until gRPC is done with it, which may be after it was answered, and after its Client's end.
+template <typename RequestMessage, typename ResponseMessage>
+struct UnaryCall {
+  std::shared_ptr<v1::MetadataService::Stub> stub;
   grpc::ClientContext context;
-  v1::ExpandRequest request;
-  v1::ExpandResponse response;
+  RequestMessage request;
+  ResponseMessage response;
+  std::function<void(absl::StatusOr<ResponseMessage>)> callback;
+  // Where there is a deadline.
+  std::optional<Deadlines::Id> deadline;
 };
+
+absl::Status NotInTime() {
+  return absl::DeadlineExceededError(
+      "the deadline passed while the request was on its way to a peer that takes nothing");
+}
+
+// Has `answer` called, which makes an asynchronous call, and waits for its outcome.
+template <typename ResponseMessage, typename Call>
+absl::StatusOr<ResponseMessage> Await(const Call& call) {
+  absl::Notification answered;
+  absl::StatusOr<ResponseMessage> outcome;
+  call([&](absl::StatusOr<ResponseMessage> response) {
+    outcome = std::move(response);
+    answered.Notify();
+  });
+  answered.WaitForNotification();
+  return outcome;
+}
 
 }  // namespace
 
@@ -123,35 +159,57 @@ Client::Client(const std::string& target, const ClientOptions& options)
 }
 
 Client::~Client() {
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return unanswered_ == 0; };
   const absl::MutexLock lock(&mutex_);
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return calls_in_flight_ == 0; };
   mutex_.Await(absl::Condition(&idle));
+  deadlines_->Clear();
+}
+
+template <typename ResponseMessage, typename RequestMessage, typename Method>
+void Client::Call(RequestMessage request, std::optional<absl::Time> deadline, const Method& method,
+                  std::function<void(absl::StatusOr<ResponseMessage>)> callback) {
+  {
+    const absl::MutexLock lock(&mutex_);
+    ++unanswered_;
+  }
+  auto call = std::make_shared<UnaryCall<RequestMessage, ResponseMessage>>();
+  call->stub = NextStub();
+  call->request = std::move(request);
+  call->callback = std::move(callback);
+  // gRPC takes a time before 1970 for no deadline.
+  const absl::Time effective = std::max(deadline.value_or(absl::Now() + timeout_), absl::UnixEpoch());
+  if (effective != absl::InfiniteFuture()) {
+    call->context.set_deadline(absl::ToChronoTime(effective));
+    call->deadline = deadlines_->Add(effective, [this, call] {
+      call->context.TryCancel();
+      call->callback(NotInTime());
+      Answered();
+    });
+  }
+  // Not this, which may be gone when gRPC is done with a call that was answered before.
+  (call->stub->async()->*method)(
+      &call->context, &call->request, &call->response,
+      [this, call, deadlines = deadlines_](const grpc::Status& status) {
+        if (call->deadline && !deadlines->Remove(*call->deadline)) return;
+        call->callback(status.ok() ? absl::StatusOr<ResponseMessage>(std::move(call->response)) : ToAbslStatus(status));
+        Answered();
+      });
+}
+
+void Client::Answered() {
+  const absl::MutexLock lock(&mutex_);
+  --unanswered_;
 }
 
 absl::StatusOr<v1::ExpandResponse> Client::Expand(const Request& request, std::optional<absl::Time> deadline) {
-  grpc::ClientContext context;
-  SetDeadline(deadline, context);
-  v1::ExpandResponse response;
-  const grpc::Status status = NextStub()->Expand(&context, ToProto(request), &response);
-  if (!status.ok()) return ToAbslStatus(status);
-  return response;
+  return Await<v1::ExpandResponse>([&](Callback callback) { ExpandAsync(request, std::move(callback), deadline); });
 }
 
 void Client::ExpandAsync(const Request& request, Callback callback, std::optional<absl::Time> deadline) {
-  {
-    const absl::MutexLock lock(&mutex_);
-    ++calls_in_flight_;
-  }
-  auto call = std::make_shared<AsyncCall>();
-  call->request = ToProto(request);
-  SetDeadline(deadline, call->context);
-  NextStub()->async()->Expand(
-      &call->context, &call->request, &call->response,
-      [this, call, callback = std::move(callback)](const grpc::Status& status) {
-        callback(status.ok() ? absl::StatusOr<v1::ExpandResponse>(std::move(call->response)) : ToAbslStatus(status));
-        const absl::MutexLock lock(&mutex_);
-        --calls_in_flight_;
-      });
+  using Async = v1::MetadataService::StubInterface::async_interface;
+  void (Async::*method)(grpc::ClientContext*, const v1::ExpandRequest*, v1::ExpandResponse*,
+                        std::function<void(grpc::Status)>) = &Async::Expand;
+  Call<v1::ExpandResponse>(ToProto(request), deadline, method, std::move(callback));
 }
 
 absl::StatusOr<std::unique_ptr<ExpandStream>> Client::OpenStream(const StreamOptions& options) {
@@ -162,22 +220,16 @@ absl::StatusOr<std::unique_ptr<ExpandStream>> Client::OpenStream(const StreamOpt
 }
 
 absl::StatusOr<v1::GetServerInfoResponse> Client::ServerInfo(std::optional<absl::Time> deadline) {
-  grpc::ClientContext context;
-  SetDeadline(deadline, context);
-  v1::GetServerInfoResponse response;
-  const grpc::Status status = NextStub()->GetServerInfo(&context, {}, &response);
-  if (!status.ok()) return ToAbslStatus(status);
-  return response;
+  using Async = v1::MetadataService::StubInterface::async_interface;
+  void (Async::*method)(grpc::ClientContext*, const v1::GetServerInfoRequest*, v1::GetServerInfoResponse*,
+                        std::function<void(grpc::Status)>) = &Async::GetServerInfo;
+  return Await<v1::GetServerInfoResponse>([&](std::function<void(absl::StatusOr<v1::GetServerInfoResponse>)> callback) {
+    Call<v1::GetServerInfoResponse>(v1::GetServerInfoRequest(), deadline, method, std::move(callback));
+  });
 }
 
 const std::shared_ptr<v1::MetadataService::Stub>& Client::NextStub() {
   return stubs_[next_stub_.fetch_add(1, std::memory_order_relaxed) % stubs_.size()];
-}
-
-void Client::SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const {
-  // gRPC takes a time before 1970 for no deadline.
-  const absl::Time effective = std::max(deadline.value_or(absl::Now() + timeout_), absl::UnixEpoch());
-  if (effective != absl::InfiniteFuture()) context.set_deadline(absl::ToChronoTime(effective));
 }
 
 }  // namespace nsa::metadata::client

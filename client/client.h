@@ -24,6 +24,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "client/deadlines.h"
 #include "client/request.h"
 #include "client/retry.h"
 #include "client/stream.h"
@@ -43,6 +44,10 @@ struct ClientOptions {
   std::shared_ptr<grpc::ChannelCredentials> credentials = nullptr;
   // The name that the server's certificate has to have; empty: the target's.
   std::string server_name = {};
+  // While calls are in flight, a connection on which nothing has come for keepalive_time is asked for a sign of life;
+  // without one within keepalive_timeout its calls end UNAVAILABLE. 10 s or more, as the server allows; 1 ms or more.
+  absl::Duration keepalive_time = absl::Seconds(30);
+  absl::Duration keepalive_timeout = absl::Seconds(10);
 };
 
 // What a channel is given that calls as `options` say: retries, balancing over a target's addresses, limits.
@@ -82,14 +87,20 @@ class Client {
   Client(const std::string& target, const ClientOptions& options);
 
   const std::shared_ptr<v1::MetadataService::Stub>& NextStub();
-  void SetDeadline(std::optional<absl::Time> deadline, grpc::ClientContext& context) const;
+  // Calls `method` of a stub's, and has `callback` called with the outcome, at the deadline at the latest.
+  template <typename ResponseMessage, typename RequestMessage, typename Method>
+  void Call(RequestMessage request, std::optional<absl::Time> deadline, const Method& method,
+            std::function<void(absl::StatusOr<ResponseMessage>)> callback);
+  // A callback has returned.
+  void Answered();
 
   const absl::Duration timeout_;
   const Retry retry_;
   std::vector<std::shared_ptr<v1::MetadataService::Stub>> stubs_;
   std::atomic<size_t> next_stub_ = 0;
   absl::Mutex mutex_;
-  int64_t calls_in_flight_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
+  const std::shared_ptr<Deadlines> deadlines_ = std::make_shared<Deadlines>();
 };
 
 }  // namespace nsa::metadata::client

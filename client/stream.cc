@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "client/deadlines.h"
 #include "client/status.h"
 
 namespace nsa::metadata::client {
@@ -23,6 +24,12 @@ std::shared_ptr<v1::ExpandStreamRequest> MessageOf(const Request& request, absl:
   auto message = std::make_shared<v1::ExpandStreamRequest>();
   *message->mutable_expand() = ToProto(request);
   SetTimeout(timeout, *message);
+  return message;
+}
+
+std::shared_ptr<v1::ExpandStreamRequest> CancelOf(uint64_t request_id) {
+  auto message = std::make_shared<v1::ExpandStreamRequest>();
+  message->set_cancel_request_id(request_id);
   return message;
 }
 
@@ -74,17 +81,24 @@ absl::Status ExpandStream::Send(const Request& request, Callback callback, std::
   const absl::Time deadline = absl::Now() + timeout.value_or(timeout_);
   std::shared_ptr<v1::ExpandStreamRequest> message = MessageOf(request, timeout.value_or(timeout_));
   MutexLock lock(&mutex_);
-  while (outbox_.size() >= max_queued_ && !closed_) changed_.Wait(mutex_);
+  while (outbox_.size() >= max_queued_ && !closed_ && absl::Now() < deadline) changed_.WaitUntil(mutex_, deadline);
   if (closed_) return absl::FailedPreconditionError("the stream is closed");
-  const auto [item, is_new] = items_.try_emplace(request.request_id);
+  if (outbox_.size() >= max_queued_) {
+    return absl::DeadlineExceededError(
+        absl::StrCat("the item was not sent: ", outbox_.size(), " messages before it wait to be written"));
+  }
+  const auto [place, is_new] = items_.try_emplace(request.request_id);
   if (!is_new) {
     return absl::AlreadyExistsError(absl::StrCat("request_id ", request.request_id, " is in flight on this stream"));
   }
-  item->second.sequence = next_sequence_++;
-  item->second.message = message;
-  item->second.deadline = deadline;
-  item->second.callback = std::move(callback);
+  place->second = std::make_shared<Item>();
+  Item& item = *place->second;
+  item.sequence = next_sequence_++;
+  item.message = message;
+  item.deadline = deadline;
+  item.callback = std::move(callback);
   outbox_.push_back(std::move(message));
+  SetExpiry(deadline + Deadlines::kGrace);
   Pump();
   return absl::OkStatus();
 }
@@ -93,11 +107,9 @@ void ExpandStream::Cancel(uint64_t request_id) {
   MutexLock lock(&mutex_);
   const auto item = items_.find(request_id);
   // One cancel an item: they don't count against max_queued.
-  if (item == items_.end() || item->second.cancel_sent) return;
-  item->second.cancel_sent = true;
-  auto message = std::make_shared<v1::ExpandStreamRequest>();
-  message->set_cancel_request_id(request_id);
-  outbox_.push_back(std::move(message));
+  if (item == items_.end() || item->second->cancel_sent) return;
+  item->second->cancel_sent = true;
+  outbox_.push_back(CancelOf(request_id));
   Pump();
 }
 
@@ -166,10 +178,66 @@ void ExpandStream::OnBackoff() {
   {
     MutexLock lock(&mutex_);
     backing_off_ = false;
-    if (abort_status_.ok()) return Pump();
+    if (abort_status_.ok()) {
+      Pump();
+      changed_.SignalAll();  // there may be nothing left to send
+      return;
+    }
     answers = End(absl::OkStatus());
   }
   Report(std::move(answers));
+}
+
+void ExpandStream::OnExpiry() {
+  std::vector<Answer> answers;
+  {
+    MutexLock lock(&mutex_);
+    expiring_ = false;
+    const absl::Time overdue = absl::Now() - Deadlines::kGrace;
+    absl::Time next = absl::InfiniteFuture();
+    for (auto it = items_.begin(); it != items_.end();) {
+      Item& item = *it->second;
+      if (item.expired || item.deadline > overdue) {
+        if (!item.expired) next = std::min(next, item.deadline);
+        ++it;
+        continue;
+      }
+      answers.push_back({std::move(item.callback),
+                         absl::DeadlineExceededError("the item's timeout passed without an answer of the server's")});
+      it = Expire(item, it->first) ? items_.erase(it) : std::next(it);
+    }
+    SetExpiry(next + Deadlines::kGrace);
+    ++reporting_;
+    Pump();
+    changed_.SignalAll();
+  }
+  Report(std::move(answers));
+}
+
+bool ExpandStream::Expire(Item& item, uint64_t request_id) {
+  item.expired = true;
+  const auto first = outbox_.begin() + (call_ != nullptr && call_->writing ? 1 : 0);
+  const auto unsent = std::find(first, outbox_.end(), item.message);
+  if (unsent != outbox_.end()) {
+    outbox_.erase(unsent);
+    return true;
+  }
+  // A server that is there stops to work on it, and says so, which frees the id.
+  if (!std::exchange(item.cancel_sent, true)) outbox_.push_back(CancelOf(request_id));
+  return false;
+}
+
+void ExpandStream::SetExpiry(absl::Time when) {
+  if (when == absl::InfiniteFuture()) return;
+  if (expiring_) {
+    // It runs at once then, and sets the next one.
+    if (when < expiry_at_) expiry_->Cancel();
+    return;
+  }
+  expiring_ = true;
+  expiry_at_ = when;
+  expiry_ = std::make_unique<grpc::Alarm>();
+  expiry_->Set(absl::ToChronoTime(when), [this](bool) { OnExpiry(); });
 }
 
 void ExpandStream::Report(std::vector<Answer> answers) {
@@ -185,7 +253,7 @@ absl::StatusOr<std::optional<ExpandStream::Answer>> ExpandStream::TakeMessage(v1
     return absl::InternalError("the server sent a message without a result");
   }
   const uint64_t id = message.has_refusal() ? message.refusal().request_id() : message.expansion().request_id();
-  const absl::StatusOr<Item*> item = FindItem(id);
+  const absl::StatusOr<std::shared_ptr<Item>> item = FindItem(id);
   if (!item.ok()) return item.status();
   Answer answer;
   if (message.has_refusal()) {
@@ -198,15 +266,17 @@ absl::StatusOr<std::optional<ExpandStream::Answer>> ExpandStream::TakeMessage(v1
   }
   MutexLock lock(&mutex_);
   call_answered_ = true;
+  const bool expired = (*item)->expired;
   answer.callback = std::move((*item)->callback);
   items_.erase(id);
+  if (expired) return std::nullopt;
   return answer;
 }
 
-absl::StatusOr<ExpandStream::Item*> ExpandStream::FindItem(uint64_t request_id) {
+absl::StatusOr<std::shared_ptr<ExpandStream::Item>> ExpandStream::FindItem(uint64_t request_id) {
   MutexLock lock(&mutex_);
   const auto item = items_.find(request_id);
-  if (item != items_.end()) return &item->second;
+  if (item != items_.end()) return item->second;
   return absl::InternalError(
       absl::StrCat("the server sent an answer to request_id ", request_id, ", which is not in flight"));
 }
@@ -228,7 +298,11 @@ std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) 
   std::vector<Answer> answers;
   std::vector<Item*> kept;
   for (auto it = items_.begin(); it != items_.end();) {
-    Item& item = it->second;
+    Item& item = *it->second;
+    if (item.expired) {
+      it = items_.erase(it);
+      continue;
+    }
     ++item.attempts;
     if (again && item.attempts < retry_.max_attempts && !item.cancel_sent && sent_again < item.deadline) {
       kept.push_back(&item);
@@ -248,6 +322,7 @@ std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) 
     SetTimeout(item->deadline - sent_again, *item->message);
     outbox_.push_back(item->message);
   }
+  if (items_.empty() && expiring_) expiry_->Cancel();
   if (!outbox_.empty()) {
     backing_off_ = true;
     backoff_ = std::make_unique<grpc::Alarm>();
@@ -287,6 +362,6 @@ void ExpandStream::StopWriting(Call& call) {
   call.RemoveHold();
 }
 
-bool ExpandStream::Idle() const { return call_ == nullptr && !backing_off_ && reporting_ == 0; }
+bool ExpandStream::Idle() const { return call_ == nullptr && !backing_off_ && !expiring_ && reporting_ == 0; }
 
 }  // namespace nsa::metadata::client

@@ -56,10 +56,12 @@ class ExpandStream {
 
   // Sends `request` and, unless it answers an error, has `callback` called with the outcome: the response a unary call
   // would get, put together from its chunks, or an error as Client's (see status.h). The request's arrays may go as
-  // soon as this returns. `timeout` counts from the request's arrival at the server, which answers DEADLINE_EXCEEDED;
-  // an item that is sent again has what is left of it, counted from here. Unset: ClientOptions.timeout. Blocks while
-  // StreamOptions.max_queued messages wait to be written, which they do while the server reads no further.
-  // ALREADY_EXISTS: the stream has a request of this id in flight. FAILED_PRECONDITION: it is closed.
+  // soon as this returns. `timeout` counts from here, and again from the request's arrival at the server; both ends
+  // answer DEADLINE_EXCEEDED, this one 50 ms after the server should have. An item that is sent again has what is left
+  // of it. Unset: ClientOptions.timeout. Blocks while StreamOptions.max_queued messages wait to be written, which they
+  // do while the server reads no further, for `timeout` at most: DEADLINE_EXCEEDED, and nothing is sent.
+  // ALREADY_EXISTS: the stream has a request of this id in flight, or one whose time passed may still be answered.
+  // FAILED_PRECONDITION: it is closed.
   absl::Status Send(const Request& request, Callback callback, std::optional<absl::Duration> timeout = std::nullopt);
 
   // Asks the server to cancel a request that is in flight; others are ignored. Best effort: if the cancel wins, the
@@ -83,6 +85,8 @@ class ExpandStream {
     // Calls that ended without its answer.
     int attempts = 0;
     bool cancel_sent = false;
+    // Its callback had DEADLINE_EXCEEDED; the server's answer, if one comes, is for nobody.
+    bool expired = false;
   };
   struct Answer {
     Callback callback;
@@ -95,16 +99,22 @@ class ExpandStream {
   void OnDone(std::unique_ptr<Call> call, const absl::Status& status);
   // The wait before a further call is over.
   void OnBackoff();
+  // An item's time is over, or the alarm was set off to look for the next.
+  void OnExpiry();
 
   // Takes in a message; an Answer if it was an item's last one.
   absl::StatusOr<std::optional<Answer>> TakeMessage(v1::ExpandStreamResponse& message);
-  absl::StatusOr<Item*> FindItem(uint64_t request_id);
+  absl::StatusOr<std::shared_ptr<Item>> FindItem(uint64_t request_id);
   // Ends the call, or the wait for one, with `status`.
   void Abort(const absl::Status& status);
 
   // The call under way, or the wait for one, is over, with `status` unless this side cut it. Answers what is to be
   // reported of items, by Report, and puts those that are to be sent again into the outbox.
   std::vector<Answer> End(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes `item` out of what is to be answered; true if the server can't know of it, so that it is to be forgotten.
+  bool Expire(Item& item, uint64_t request_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Sees to it that OnExpiry comes by `when`.
+  void SetExpiry(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The stream may be gone after this.
   void Report(std::vector<Answer> answers);
   absl::Duration NextBackoff(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -121,8 +131,8 @@ class ExpandStream {
 
   Mutex mutex_;
   CondVar changed_;
-  // In flight, by request_id. The reaction to a read alone touches chunks, and removes items before the call's end.
-  std::unordered_map<uint64_t, Item> items_ ABSL_GUARDED_BY(mutex_);
+  // In flight, by request_id. The reaction to a read alone touches chunks.
+  std::unordered_map<uint64_t, std::shared_ptr<Item>> items_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_sequence_ ABSL_GUARDED_BY(mutex_) = 0;
   // While a write is under way it is the first's.
   std::deque<std::shared_ptr<const v1::ExpandStreamRequest>> outbox_ ABSL_GUARDED_BY(mutex_);
@@ -131,6 +141,10 @@ class ExpandStream {
   // Between two calls, until OnBackoff.
   bool backing_off_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<grpc::Alarm> backoff_ ABSL_GUARDED_BY(mutex_);
+  // Set off for `expiry_at_`, and not run yet.
+  bool expiring_ ABSL_GUARDED_BY(mutex_) = false;
+  absl::Time expiry_at_ ABSL_GUARDED_BY(mutex_);
+  std::unique_ptr<grpc::Alarm> expiry_ ABSL_GUARDED_BY(mutex_);
   // Whether the call under way has answered an item, and the calls in a row that ended without.
   bool call_answered_ ABSL_GUARDED_BY(mutex_) = false;
   int fruitless_calls_ ABSL_GUARDED_BY(mutex_) = 0;

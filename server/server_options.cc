@@ -2,8 +2,12 @@
 
 #include <vector>
 
+#include "grpcpp/resource_quota.h"
+
 namespace nsa::metadata::server {
 namespace {
+
+constexpr int kMostReflectionThreads = 16;
 
 class RemoveReflection final : public grpc::ServerBuilderOption {
  public:
@@ -14,6 +18,13 @@ class RemoveReflection final : public grpc::ServerBuilderOption {
 };
 
 }  // namespace
+
+void BoundThreads(grpc::ServerBuilder& builder) {
+  grpc::ResourceQuota quota("reflection");
+  quota.SetMaxThreads(kMostReflectionThreads);
+  builder.SetResourceQuota(quota);
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+}
 
 std::unique_ptr<grpc::ServerBuilderOption> WithoutReflection() { return std::make_unique<RemoveReflection>(); }
 

@@ -2,9 +2,14 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <limits>
+#include <thread>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/blocking_counter.h"
 #include "absl/synchronization/notification.h"
 #include "client/reference.h"
@@ -153,6 +158,66 @@ TEST(ClientTest, EndsACallAtItsDeadline) {
   EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded) << reply.status();
 }
 
+// Takes connections, lets them send all they like, and reads nothing but what the kernel takes.
+class DeafPeer {
+ public:
+  DeafPeer() {
+    const int little = 4096;
+    setsockopt(listener_, SOL_SOCKET, SO_RCVBUF, &little, sizeof little);
+    sockaddr_in where = {};
+    where.sin_family = AF_INET;
+    where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof where;
+    EXPECT_EQ(bind(listener_, reinterpret_cast<sockaddr*>(&where), size), 0);
+    EXPECT_EQ(listen(listener_, 1), 0);
+    getsockname(listener_, reinterpret_cast<sockaddr*>(&where), &size);
+    target_ = absl::StrCat("127.0.0.1:", ntohs(where.sin_port));
+    thread_ = std::thread([this] {
+      peer_ = accept(listener_, nullptr, nullptr);
+      // SETTINGS with INITIAL_WINDOW_SIZE, then WINDOW_UPDATE, each of 1 GiB.
+      const char opened[] =
+          "\0\0\6\4\0\0\0\0\0"
+          "\0\4\x40\0\0\0"
+          "\0\0\4\10\0\0\0\0\0"
+          "\x40\0\0\0";
+      EXPECT_EQ(write(peer_, opened, sizeof opened - 1), static_cast<ssize_t>(sizeof opened - 1));
+    });
+  }
+  ~DeafPeer() {
+    shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    close(peer_);
+    close(listener_);
+  }
+  const std::string& target() const { return target_; }
+
+ private:
+  const int listener_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  int peer_ = -1;
+  std::string target_;
+  std::thread thread_;
+};
+
+TEST(ClientTest, ACallToAPeerThatTakesNothingEndsAtItsDeadline) {
+  DeafPeer peer;
+  ClientOptions options = TestOptions();
+  options.timeout = absl::Milliseconds(300);
+  const auto client = Client::Connect(peer.target(), options);
+  ASSERT_TRUE(client.ok()) << client.status();
+  // More than the kernels hold of it between them.
+  const std::vector<int32_t> lengths(1 << 20, 1);
+  Request request = TestRequest();
+  request.extend_seq_lens = lengths;
+  request.seq_lens = lengths;
+  const absl::Time begin = absl::Now();
+  for (int i = 0; i < 3; ++i) {
+    const auto reply = (*client)->Expand(request);
+    EXPECT_EQ(reply.status().code(), absl::StatusCode::kDeadlineExceeded) << reply.status();
+  }
+  // gRPC itself ends the first when the connection is given up.
+  EXPECT_LT(absl::Now() - begin, options.keepalive_timeout);
+}
+
 TEST(ClientTest, SendsNothingWhenItsDeadlineHasPassed) {
   FakeServer server;
   const std::unique_ptr<Client> client = ConnectTo(server);
@@ -213,6 +278,10 @@ TEST(ClientTest, RefusesOptionsThatAreOutOfRange) {
   EXPECT_EQ(error_of("a:1", {.channels = 0}), "ClientOptions.channels is 0, want 1 to 1024");
   EXPECT_EQ(error_of("a:1", {.max_receive_message_bytes = 0}),
             "ClientOptions.max_receive_message_bytes is 0, want 1 or more");
+  EXPECT_EQ(error_of("a:1", {.keepalive_time = absl::Seconds(9)}),
+            "ClientOptions.keepalive_time is 9s, want 10s to 24h");
+  EXPECT_EQ(error_of("a:1", {.keepalive_timeout = absl::ZeroDuration()}),
+            "ClientOptions.keepalive_timeout is 0, want 1ms to 24h");
 }
 
 }  // namespace

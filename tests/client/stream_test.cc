@@ -127,15 +127,66 @@ TEST(ExpandStreamTest, TellsTheServerHowLongAnItemMayTake) {
     return fixture.stream->Send(StreamedRequest(id), fixture.outcomes.For(id), timeout);
   };
   EXPECT_EQ(send(1, absl::Milliseconds(1500)), absl::OkStatus());
-  EXPECT_EQ(send(2, absl::Milliseconds(-1500)), absl::OkStatus());
-  EXPECT_EQ(send(3, absl::InfiniteDuration()), absl::OkStatus());
+  EXPECT_EQ(send(2, absl::InfiniteDuration()), absl::OkStatus());
   EXPECT_EQ(fixture.stream->Close(), absl::OkStatus());
   EXPECT_EQ(read[0].timeout().seconds(), 20) << "ClientOptions.timeout";
   EXPECT_EQ(read[1].timeout().seconds(), 1);
   EXPECT_EQ(read[1].timeout().nanos(), 500'000'000);
-  EXPECT_EQ(read[2].timeout().seconds(), -1);
-  EXPECT_EQ(read[2].timeout().nanos(), -500'000'000);
-  EXPECT_FALSE(read[3].has_timeout());
+  EXPECT_FALSE(read[2].has_timeout());
+}
+
+TEST(ExpandStreamTest, AnItemEndsAtItsTimeoutThoughTheServerSaysNothing) {
+  absl::Notification release;
+  std::vector<uint64_t> cancels;
+  StreamFixture fixture([&](FakeStream& stream) {
+    const v1::ExpandResponse late = ReadAndExpand(stream);
+    const v1::ExpandResponse patient = ReadAndExpand(stream);
+    cancels.push_back(ReadFrom(stream).cancel_request_id());
+    release.WaitForNotification();
+    WriteTo(stream, ChunksOf(late, 0));
+    WriteTo(stream, ChunksOf(patient, 0));
+    WriteTo(stream, ChunksOf(ReadAndExpand(stream), 0));
+    return grpc::Status::OK;
+  });
+  const auto send = [&](uint64_t id, Outcomes& outcomes, absl::Duration timeout) {
+    return fixture.stream->Send(StreamedRequest(id), outcomes.For(id), timeout);
+  };
+  EXPECT_EQ(send(1, fixture.outcomes, absl::Milliseconds(100)), absl::OkStatus());
+  EXPECT_EQ(send(2, fixture.outcomes, absl::Seconds(20)), absl::OkStatus());
+  fixture.outcomes.Await(1);
+  EXPECT_EQ(fixture.outcomes.Of(1).status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(fixture.Send(1).code(), absl::StatusCode::kAlreadyExists) << "its answer may still come";
+  release.Notify();
+  fixture.outcomes.Await(2);
+  EXPECT_EQ(fixture.outcomes.DifferenceOf(2), "") << "another item's answer, after one for nobody";
+  Outcomes again;
+  EXPECT_EQ(send(1, again, absl::Seconds(20)), absl::OkStatus());
+  EXPECT_EQ(fixture.stream->Close(), absl::OkStatus());
+  EXPECT_EQ(again.DifferenceOf(1), "");
+  EXPECT_THAT(cancels, ::testing::ElementsAre(1));
+}
+
+TEST(ExpandStreamTest, ASendWaitsForRoomNoLongerThanItsTimeout) {
+  absl::Notification release;
+  StreamFixture fixture(
+      [&](FakeStream&) {
+        release.WaitForNotification();
+        return grpc::Status::OK;
+      },
+      {}, {.max_queued = 1});
+  // A server that reads nothing takes some 64 KiB.
+  const std::vector<int32_t> lengths(65'536, 1);
+  absl::Status status;
+  for (uint64_t id = 0; status.ok() && id < 100; ++id) {
+    Request request = StreamedRequest(id);
+    request.extend_seq_lens = lengths;
+    request.seq_lens = lengths;
+    status = fixture.stream->Send(request, fixture.outcomes.For(id), absl::Milliseconds(200));
+  }
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  fixture.outcomes.Await(1);
+  EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kDeadlineExceeded);
+  release.Notify();
 }
 
 TEST(ExpandStreamTest, AnIdInFlightIsRefusedAndFreeOnceAnswered) {

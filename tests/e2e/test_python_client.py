@@ -332,6 +332,8 @@ def test_nobody_there_is_unreachable():
         ({"timeout": 0}, "timeout is 0, want more than 0 or None"),
         ({"max_attempts": 6}, "max_attempts is 6, want 1 to 5"),
         ({"max_receive_message_bytes": 0}, "max_receive_message_bytes is 0, want 1 or more"),
+        ({"keepalive_time": 9}, "keepalive_time is 9, want 10 or more"),
+        ({"keepalive_timeout": 0}, "keepalive_timeout is 0, want more than 0"),
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )

@@ -1,6 +1,7 @@
 """The calls."""
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -35,6 +36,8 @@ class Client:
         max_attempts: int = 4,
         max_receive_message_bytes: int = 4 << 20,
         server_name: str | None = None,
+        keepalive_time: float = 30.0,
+        keepalive_timeout: float = 10.0,
     ) -> None:
         """Does not block: connections are made by the first calls.
 
@@ -45,6 +48,9 @@ class Client:
         max_attempts: attempts a call, the first included, 1 to 5; 1: no retries.
         max_receive_message_bytes: the largest reply accepted, 1 or more.
         server_name: the name that the server's certificate has to have; None: the target's.
+        keepalive_time: while calls are in flight, a connection on which nothing has come for so many seconds is asked
+            for a sign of life, 10 or more, as the server allows.
+        keepalive_timeout: seconds until one without it is given up, and its calls end UNAVAILABLE; more than 0.
 
         ValueError names the argument that is out of range.
         """
@@ -56,12 +62,18 @@ class Client:
             raise ValueError(f"max_attempts is {max_attempts}, want 1 to 5")
         if max_receive_message_bytes < 1:
             raise ValueError(f"max_receive_message_bytes is {max_receive_message_bytes}, want 1 or more")
+        if not keepalive_time >= 10:
+            raise ValueError(f"keepalive_time is {keepalive_time}, want 10 or more")
+        if not keepalive_timeout > 0:
+            raise ValueError(f"keepalive_timeout is {keepalive_timeout}, want more than 0")
         options = [
             ("grpc.service_config", _service_config(max_attempts)),
             # The policy above is the only one: no answer of a name server's can replace it.
             ("grpc.service_config_disable_resolution", 1),
             ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
             ("grpc.max_receive_message_length", max_receive_message_bytes),
+            ("grpc.keepalive_time_ms", math.ceil(keepalive_time * 1e3)),
+            ("grpc.keepalive_timeout_ms", math.ceil(keepalive_timeout * 1e3)),
             # Clients of the same target and options would share a connection otherwise.
             ("grpc.use_local_subchannel_pool", 1),
         ]
