@@ -31,6 +31,9 @@ constexpr int kUserTimeoutMs = 20'000;
 constexpr int kSendBufferBytes = 256 * 1024;
 // Connections accepted before the other listeners get their turn.
 constexpr int kAcceptsInARow = 64;
+// How often to look at what came, of a look's 2 us for each connection a fiftieth of a core at most.
+constexpr std::chrono::milliseconds kUndeliveredEvery(100);
+constexpr std::chrono::microseconds kEachApart(100);
 // How long to leave a listener alone when accepting fails for lack of memory or descriptors.
 constexpr int kPauseMs = 10;
 
@@ -144,6 +147,7 @@ void Listener::Close() {
 Acceptor::Acceptor(Options options, std::vector<Listener> listeners)
     : options_(std::move(options)),
       listeners_(std::move(listeners)),
+      connections_(options_.delivered),
       wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       spare_(OpenSpare()) {}
 
@@ -164,9 +168,11 @@ void Acceptor::Run() {
   for (const Listener& listener : listeners_) waiting.push_back({listener.fd(), POLLIN, 0});
   waiting.push_back({wake_.get(), POLLIN, 0});
   // So that one that stalls is ended at most a quarter late.
-  const Clock::duration look_every = options_.stall_timeout / 4;
-  TimePoint next_look = Clock::now() + look_every;
+  const Clock::duration stalled_every = options_.stall_timeout / 4;
+  TimePoint look_at_stalled = Clock::now() + stalled_every;
+  TimePoint look_at_undelivered = Clock::now() + kUndeliveredEvery;
   for (;;) {
+    const TimePoint next_look = std::min(look_at_stalled, look_at_undelivered);
     const auto until_look = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());
     const auto timeout_ms = std::clamp<int64_t>(until_look.count(), 0, INT_MAX);
     if (poll(waiting.data(), waiting.size(), static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
@@ -177,16 +183,25 @@ void Acceptor::Run() {
     for (size_t i = 0; i < listeners_.size(); ++i) {
       if (waiting[i].revents != 0) AcceptFrom(listeners_[i]);
     }
-    if (Clock::now() >= next_look) {
-      EndStalled();
-      next_look = Clock::now() + look_every;
+    if (const TimePoint now = Clock::now(); now >= look_at_stalled) {
+      EndStalled(now);
+      look_at_stalled = now + stalled_every;
+    }
+    if (const TimePoint now = Clock::now(); now >= look_at_undelivered) {
+      EndUndelivered(now);
+      look_at_undelivered = now + std::max<Clock::duration>(kUndeliveredEvery, connections_.size() * kEachApart);
     }
   }
 }
 
-void Acceptor::EndStalled() {
-  const size_t ended = connections_.ShutDownStalled(Clock::now(), options_.stall_timeout);
-  if (ended > 0) options_.stalled(ended);
+void Acceptor::EndStalled(TimePoint now) {
+  const size_t ended = connections_.ShutDownStalled(now, options_.stall_timeout);
+  if (ended > 0) options_.ended(ConnectionEnd::kStalled, ended);
+}
+
+void Acceptor::EndUndelivered(TimePoint now) {
+  const size_t ended = connections_.ShutDownUndelivered(now, options_.max_undelivered_bytes);
+  if (ended > 0) options_.ended(ConnectionEnd::kUndelivered, ended);
 }
 
 void Acceptor::AcceptFrom(const Listener& listener) {

@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <thread>
@@ -14,6 +15,8 @@
 #include "server/address.h"
 #include "server/clock.h"
 #include "server/connection_table.h"
+#include "server/delivered.h"
+#include "server/metrics.h"
 
 namespace nsa::metadata::server {
 
@@ -56,7 +59,7 @@ class Listener {
   Address address_;
 };
 
-// One thread that accepts on all listeners, and ends what has stalled.
+// One thread that accepts on all listeners, and ends the connections that harm others.
 class Acceptor {
  public:
   struct Options {
@@ -65,10 +68,14 @@ class Acceptor {
     std::function<void(int fd, int listener_fd)> accepted;
     // A connection was closed on arrival.
     std::function<void()> refused;
+    // What the connections' requests are counted in.
+    const Delivered& delivered;
     // How long a connection's peer may take next to nothing of what is written; see ConnectionTable::ShutDownStalled.
     Clock::duration stall_timeout = std::chrono::hours(24);
-    // So many connections were ended for that.
-    std::function<void(size_t count)> stalled = [](size_t) {};
+    // What all connections may have sent that is no request; see ConnectionTable::ShutDownUndelivered.
+    uint64_t max_undelivered_bytes = UINT64_MAX;
+    // So many connections were ended for one of these.
+    std::function<void(ConnectionEnd why, size_t count)> ended = [](ConnectionEnd, size_t) {};
   };
 
   Acceptor(Options options, std::vector<Listener> listeners);
@@ -84,7 +91,8 @@ class Acceptor {
 
  private:
   void Run();
-  void EndStalled();
+  void EndStalled(TimePoint now);
+  void EndUndelivered(TimePoint now);
   // Accepts what waits on one listener, some at a time.
   void AcceptFrom(const Listener& listener);
   // With no descriptor left: gives the spare one for a connection, which is closed, so that it does not wait for

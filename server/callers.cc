@@ -1,8 +1,5 @@
 #include "server/callers.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
-
 #include <algorithm>
 #include <iterator>
 
@@ -15,33 +12,8 @@ namespace nsa::metadata::server {
 namespace {
 
 constexpr int kBits = 8 * static_cast<int>(sizeof(IpAddress));
+constexpr int kBitsBeforeIpv4 = 96;
 constexpr size_t kNetworkBytes = 8;  // of an IPv6 address, what tells networks apart
-constexpr std::array<uint8_t, 12> kMapped = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-
-std::optional<IpAddress> ParseIp(std::string_view text) {
-  char copy[INET6_ADDRSTRLEN] = {};
-  if (text.size() >= sizeof copy) return std::nullopt;
-  text.copy(copy, text.size());
-  IpAddress address = {};
-  if (inet_pton(AF_INET6, copy, address.data()) == 1) return address;
-  std::copy(kMapped.begin(), kMapped.end(), address.begin());
-  if (inet_pton(AF_INET, copy, address.data() + kMapped.size()) == 1) return address;
-  return std::nullopt;
-}
-
-bool IsIpv4(const IpAddress& address) { return std::equal(kMapped.begin(), kMapped.end(), address.begin()); }
-
-// The address of a TCP peer, "ipv4:127.0.0.1:50051" or "ipv6:%5B::1%5D:50051"; nothing for any other.
-std::optional<IpAddress> PeerAddress(std::string_view peer) {
-  constexpr std::string_view kIpv4 = "ipv4:";
-  constexpr std::string_view kIpv6 = "ipv6:%5B";
-  const std::string_view host = peer.substr(0, peer.rfind(':'));
-  if (peer.starts_with(kIpv4)) return ParseIp(host.substr(std::min(kIpv4.size(), host.size())));
-  if (!peer.starts_with(kIpv6)) return std::nullopt;
-  // Up to the bracket's end, or to the scope before it.
-  const std::string_view address = peer.substr(kIpv6.size());
-  return ParseIp(address.substr(0, address.find('%')));
-}
 
 Account Hash(std::string_view name) {
   const size_t hash = absl::Hash<std::string_view>()(name);
@@ -60,7 +32,7 @@ absl::StatusOr<AddressBlock> AddressBlock::Parse(const std::string& text) {
   block.address_ = *address;
   block.bits_ = kBits;
   if (slash == std::string::npos) return block;
-  const int before = text.find(':') == std::string::npos ? 8 * static_cast<int>(kMapped.size()) : 0;
+  const int before = text.find(':') == std::string::npos ? kBitsBeforeIpv4 : 0;
   int bits = 0;
   if (!absl::SimpleAtoi(text.substr(slash + 1), &bits) || bits < 0 || before + bits > kBits) {
     return absl::InvalidArgumentError(absl::StrCat("'", text, "' must have 0 to ", kBits - before, " bits"));
@@ -83,7 +55,7 @@ Callers::Callers(const Options& options)
   }
 }
 
-Account Callers::AccountOf(const grpc::ServerContextBase& call) const {
+Caller Callers::CallerOf(const grpc::ServerContextBase& call) const {
   std::optional<std::string_view> named;
   if (!caller_metadata_.empty()) {
     // A second one would be the caller's own.
@@ -94,17 +66,18 @@ Account Callers::AccountOf(const grpc::ServerContextBase& call) const {
   if (have_certificates_) {
     if (const std::vector<std::string_view> names = CallerNames(call); !names.empty()) certified = names.front();
   }
-  return AccountOf(call.peer(), named, certified);
+  const std::optional<Peer> peer = ParsePeer(call.peer());
+  return {.account = AccountOf(peer, named, certified), .slot = SlotOf(peer)};
 }
 
-Account Callers::AccountOf(std::string_view peer, std::optional<std::string_view> named,
+Account Callers::AccountOf(const std::optional<Peer>& peer, std::optional<std::string_view> named,
                            std::optional<std::string_view> certified) const {
-  const std::optional<IpAddress> address = PeerAddress(peer);
-  const auto has_it = [&](const AddressBlock& block) { return address && block.Contains(*address); };
+  const auto has_it = [&](const AddressBlock& block) { return peer && block.Contains(peer->address); };
   if (named && std::any_of(trusted_proxies_.begin(), trusted_proxies_.end(), has_it)) return Hash(*named);
   if (certified) return Hash(*certified);
-  if (!address) return Hash("unix");
-  return Hash({reinterpret_cast<const char*>(address->data()), IsIpv4(*address) ? address->size() : kNetworkBytes});
+  if (!peer) return Hash("unix");
+  const IpAddress& address = peer->address;
+  return Hash({reinterpret_cast<const char*>(address.data()), IsIpv4(address) ? address.size() : kNetworkBytes});
 }
 
 }  // namespace nsa::metadata::server

@@ -1,8 +1,6 @@
 // Who a caller is, for what is limited by caller.
 #pragma once
 
-#include <array>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,12 +9,11 @@
 #include "absl/status/statusor.h"
 #include "grpcpp/server_context.h"
 #include "server/account.h"
+#include "server/delivered.h"
 #include "server/options.h"
+#include "server/peer.h"
 
 namespace nsa::metadata::server {
-
-// An IPv6 address, or an IPv4 one as IPv6 writes it, ::ffff:0:0/96.
-using IpAddress = std::array<uint8_t, 16>;
 
 // A block of addresses, "10.0.0.0/8", "::1/128" or a single address.
 class AddressBlock {
@@ -30,6 +27,13 @@ class AddressBlock {
   int bits_ = 0;
 };
 
+// Of a call.
+struct Caller {
+  Account account = kNoAccount;
+  // Of the connection it came over; kNoSlot for all that is not TCP.
+  DeliverySlot slot = kNoSlot;
+};
+
 // A caller is the first name in its certificate, or, without one, a remote IP address; of IPv6 the first 64 bits, which
 // one host has for itself. Callers behind a trusted proxy are what it says in the metadata of their calls. Thread-safe.
 class Callers {
@@ -38,14 +42,19 @@ class Callers {
   // in place of what these may have said there themselves; and whether callers have certificates.
   explicit Callers(const Options& options);
 
-  // The account of a call's caller. All that is not TCP has one: gRPC doesn't tell a Unix socket's connections apart.
-  Account AccountOf(const grpc::ServerContextBase& call) const;
-  // The same of a peer, as gRPC writes it, whose call's metadata have `named` under the key, and whose certificate
-  // names `certified`, or nothing.
+  // All that is not TCP has one account: gRPC doesn't tell a Unix socket's connections apart.
+  Caller CallerOf(const grpc::ServerContextBase& call) const;
+  // The account of one at `peer`, as gRPC writes it, whose call's metadata have `named` under the key, and whose
+  // certificate names `certified`, or nothing.
   Account AccountOf(std::string_view peer, std::optional<std::string_view> named,
-                    std::optional<std::string_view> certified = std::nullopt) const;
+                    std::optional<std::string_view> certified = std::nullopt) const {
+    return AccountOf(ParsePeer(peer), named, certified);
+  }
 
  private:
+  Account AccountOf(const std::optional<Peer>& peer, std::optional<std::string_view> named,
+                    std::optional<std::string_view> certified) const;
+
   std::vector<AddressBlock> trusted_proxies_;
   const std::string caller_metadata_;
   const bool have_certificates_;

@@ -82,6 +82,9 @@ ABSL_FLAG(int64_t, max_streams_per_connection, kDefault.connection.max_streams_p
           "Calls at once on a connection");
 ABSL_FLAG(int64_t, max_receive_message, kDefault.connection.max_receive_message, "Bytes of a request");
 ABSL_FLAG(int64_t, max_metadata_bytes, kDefault.connection.max_metadata_bytes, "Bytes of a call's metadata");
+ABSL_FLAG(int64_t, max_undelivered_bytes, kDefault.connection.max_undelivered_bytes,
+          "Bytes that all TCP connections may have sent beside the requests that came of it, before those with the "
+          "most of them are ended");
 ABSL_FLAG(int64_t, max_stream_inflight, kDefault.max_stream_inflight, "Unanswered items of a stream at which it waits");
 ABSL_FLAG(absl::Duration, max_rpc_duration, kDefault.max_rpc_duration, "How long a call may take");
 ABSL_FLAG(absl::Duration, stream_idle_timeout, kDefault.stream_idle_timeout,
@@ -96,6 +99,9 @@ ABSL_FLAG(absl::Duration, max_connection_idle, kDefault.connection.max_connectio
           "When a connection without a call is closed");
 ABSL_FLAG(absl::Duration, handshake_timeout, kDefault.connection.handshake_timeout,
           "How long a connection may take to become HTTP/2");
+ABSL_FLAG(absl::Duration, keepalive_time, kDefault.connection.keepalive_time,
+          "When a connection on which nothing came is asked for a sign of life");
+ABSL_FLAG(absl::Duration, keepalive_timeout, kDefault.connection.keepalive_timeout, "How long it may take to give one");
 ABSL_FLAG(absl::Duration, lame_duck, kDefault.lame_duck, "How long to serve on after SIGTERM with readiness off");
 ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls may take after that");
 
@@ -130,10 +136,13 @@ Options OptionsFromFlags() {
                         .max_streams_per_connection = absl::GetFlag(FLAGS_max_streams_per_connection),
                         .max_receive_message = absl::GetFlag(FLAGS_max_receive_message),
                         .max_metadata_bytes = absl::GetFlag(FLAGS_max_metadata_bytes),
+                        .max_undelivered_bytes = absl::GetFlag(FLAGS_max_undelivered_bytes),
                         .max_connection_age = absl::GetFlag(FLAGS_max_connection_age),
                         .max_connection_age_grace = absl::GetFlag(FLAGS_max_connection_age_grace),
                         .max_connection_idle = absl::GetFlag(FLAGS_max_connection_idle),
-                        .handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout)};
+                        .handshake_timeout = absl::GetFlag(FLAGS_handshake_timeout),
+                        .keepalive_time = absl::GetFlag(FLAGS_keepalive_time),
+                        .keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout)};
   options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
   options.caller_share = absl::GetFlag(FLAGS_caller_share);
   options.trust = {.tls = {.certificate = absl::GetFlag(FLAGS_tls_certificate),

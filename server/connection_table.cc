@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <optional>
 
 namespace nsa::metadata::server {
 namespace {
@@ -26,25 +27,45 @@ int Unsent(int fd) {
   return ioctl(fd, SIOCOUTQ, &bytes) == 0 ? bytes : 0;
 }
 
+// gRPC closes it next: by a reset, so that the kernel too forgets what is not read.
+void Reset(int fd) {
+  const linger at_once = {.l_onoff = 1, .l_linger = 0};
+  setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+  shutdown(fd, SHUT_RDWR);
+}
+
+// Nothing where it is not TCP.
+std::optional<tcp_info> TcpInfo(int fd) {
+  tcp_info info = {};
+  socklen_t size = sizeof info;
+  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return std::nullopt;
+  return info;
+}
+
 // What the peer has taken, in bytes, or, on a Unix socket, something that changes when it takes some.
 struct Progress {
   uint64_t value;
   bool is_bytes;
 };
 Progress ProgressOf(int fd) {
-  tcp_info info = {};
-  socklen_t size = sizeof info;
-  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) return {info.tcpi_bytes_acked, true};
+  if (const std::optional<tcp_info> info = TcpInfo(fd)) return {info->tcpi_bytes_acked, true};
   return {static_cast<uint64_t>(Unsent(fd)), false};
 }
 
 constexpr double kLeastBytesPerSecond = 16 * 1024;
 
+// What peers send beside requests: for every so many bytes that they take, one of WINDOW_UPDATEs; and so many bytes a
+// second of PINGs.
+constexpr uint64_t kTakenPerUpdate = 64;
+constexpr double kPingBytesPerSecond = 1024;
+
 }  // namespace
 
 void ConnectionTable::Add(int fd) {
   MutexLock lock(&mutex_);
-  connections_[fd] = {.inode = Inode(fd)};
+  const DeliverySlot slot = SlotOf(PeerOf(fd));
+  const TimePoint now = Clock::now();
+  connections_[fd] = {.inode = Inode(fd), .slot = slot, .looked = now, .delivered = delivered_.At(slot), .asked = now};
 }
 
 size_t ConnectionTable::Sweep() {
@@ -86,10 +107,7 @@ size_t ConnectionTable::ShutDownStalled(TimePoint now, Clock::duration timeout) 
       continue;
     }
     if (Inode(fd) == it->second.inode) {
-      // gRPC closes it next: by a reset, so that the kernel too forgets what is not read.
-      const linger at_once = {.l_onoff = 1, .l_linger = 0};
-      setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
-      shutdown(fd, SHUT_RDWR);
+      Reset(fd);
       ++ended;
     }
     it = connections_.erase(it);
@@ -111,10 +129,68 @@ bool ConnectionTable::Stalled(int fd, Connection& connection, TimePoint now, Clo
       progress.is_bytes ? std::min(connection.unsent, static_cast<uint64_t>(kLeastBytesPerSecond * busy.count())) : 1;
   if (connection.busy_since == TimePoint() || taken >= enough) {
     // A peer that takes what there is, and is sent a little now and then, is no slow one.
-    connection = {.inode = connection.inode, .busy_since = now, .progress = progress.value, .unsent = unsent};
+    connection.busy_since = now;
+    connection.progress = progress.value;
+    connection.unsent = unsent;
     return false;
   }
   return busy >= timeout;
+}
+
+size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
+  MutexLock lock(&mutex_);
+  undelivered_bytes_ = 0;
+  for (auto& [fd, connection] : connections_) {
+    CountUndelivered(fd, connection, now);
+    undelivered_bytes_ += connection.undelivered;
+  }
+  size_t ended = 0;
+  const auto worse = [now](const auto& a, const auto& b) {
+    const auto weight = [now](const Connection& c) {
+      return static_cast<double>(c.undelivered) * std::chrono::duration<double>(now - c.asked).count();
+    };
+    return weight(a.second) < weight(b.second);
+  };
+  while (undelivered_bytes_ > max_bytes) {
+    const auto worst = std::max_element(connections_.begin(), connections_.end(), worse);
+    undelivered_bytes_ -= worst->second.undelivered;
+    if (Inode(worst->first) == worst->second.inode) {
+      Reset(worst->first);
+      ++ended;
+    }
+    connections_.erase(worst);
+  }
+  return ended;
+}
+
+void ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint now) const {
+  if (connection.slot == kNoSlot) return;
+  const std::optional<tcp_info> info = TcpInfo(fd);
+  // What waits in the kernel is no memory of gRPC's yet.
+  int unread = 0;
+  ioctl(fd, SIOCINQ, &unread);
+  if (!info || Inode(fd) != connection.inode) {
+    connection.undelivered = 0;  // it is gone
+    return;
+  }
+  const uint64_t received = info->tcpi_bytes_received - std::min<uint64_t>(unread, info->tcpi_bytes_received);
+  const uint64_t taken = info->tcpi_bytes_acked;
+  const uint64_t delivered = delivered_.At(connection.slot);
+  const double seconds = std::chrono::duration<double>(now - connection.looked).count();
+  const uint64_t came = connection.undelivered + (received - std::min(received, connection.received));
+  const uint64_t accounted = (delivered - connection.delivered) + (taken - connection.taken) / kTakenPerUpdate +
+                             static_cast<uint64_t>(kPingBytesPerSecond * seconds);
+  connection.undelivered = came - std::min(came, accounted);
+  if (delivered != connection.delivered) connection.asked = now;
+  connection.looked = now;
+  connection.received = received;
+  connection.taken = taken;
+  connection.delivered = delivered;
+}
+
+uint64_t ConnectionTable::undelivered_bytes() const {
+  MutexLock lock(&mutex_);
+  return undelivered_bytes_;
 }
 
 size_t ConnectionTable::size() const {

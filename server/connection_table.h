@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "server/clock.h"
+#include "server/delivered.h"
 #include "server/mutex.h"
 
 namespace nsa::metadata::server {
@@ -17,6 +18,9 @@ namespace nsa::metadata::server {
 // is a connection that is gone. Thread-safe.
 class ConnectionTable {
  public:
+  // `delivered` counts what the connections' requests were.
+  explicit ConnectionTable(const Delivered& delivered) : delivered_(delivered) {}
+
   void Add(int fd);
   // Takes out what is gone; returns how many are left. A system call a connection.
   size_t Sweep();
@@ -33,6 +37,14 @@ class ConnectionTable {
   // begun to write.
   size_t ShutDownStalled(TimePoint now, Clock::duration timeout);
 
+  // What came on the TCP connections and is no part of a request that was delivered may be memory of gRPC's: a header
+  // list or a message that does not end, what goes with streams that were reset. Where it is more than `max_bytes` of
+  // all connections together, ends those that have the most of it for the longest without a request, and takes them
+  // out; returns how many. To be called again and again.
+  size_t ShutDownUndelivered(TimePoint now, uint64_t max_bytes);
+  // As of the last call of it.
+  uint64_t undelivered_bytes() const;
+
  private:
   struct Connection {
     ino_t inode;
@@ -41,13 +53,27 @@ class ConnectionTable {
     // As of then: what the peer had taken, and what was on its way.
     uint64_t progress = 0;
     uint64_t unsent = 0;
+
+    DeliverySlot slot = kNoSlot;
+    // As of the last look at what came, or the connection's begin: when that was, what had come, what the peer had
+    // taken, what the slot had.
+    TimePoint looked = {};
+    uint64_t received = 0;
+    uint64_t taken = 0;
+    uint64_t delivered = 0;
+    // What came and is no request's, and when one came last.
+    uint64_t undelivered = 0;
+    TimePoint asked = {};
   };
+  void CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  const Delivered& delivered_;
   mutable Mutex mutex_;
   // By descriptor.
   std::unordered_map<int, Connection> connections_ ABSL_GUARDED_BY(mutex_);
+  uint64_t undelivered_bytes_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace nsa::metadata::server

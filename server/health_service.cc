@@ -34,6 +34,7 @@ class CheckCall {
       return;
     }
     place_.Begin();
+    health_.Arrived(context_);
     new CheckCall(health_, queue_);
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
@@ -89,6 +90,7 @@ class WatchCall {
       return;
     }
     place_.Begin();
+    health_.Arrived(context_);
     new WatchCall(health_, queue_);
     health_.Add(this);
     EndOperation();

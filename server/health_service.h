@@ -9,6 +9,8 @@
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/server_builder.h"
+#include "grpcpp/server_context.h"
+#include "server/delivered.h"
 #include "server/live_calls.h"
 #include "server/mutex.h"
 
@@ -23,8 +25,8 @@ class HealthService {
       grpc::health::v1::Health::WithAsyncMethod_Watch<grpc::health::v1::Health::Service>>;
   using ServingStatus = grpc::health::v1::HealthCheckResponse::ServingStatus;
 
-  // Its calls count in `live`, which outlives them.
-  explicit HealthService(LiveCalls& live) : live_(live) {}
+  // Its calls count in `live`, and in `delivered` if there is one; both outlive them.
+  explicit HealthService(LiveCalls& live, Delivered* delivered = nullptr) : live_(live), delivered_(delivered) {}
 
   void Register(grpc::ServerBuilder& builder) { builder.RegisterService(&service_); }
   // Begins to take calls from `queue`.
@@ -38,6 +40,9 @@ class HealthService {
   // For its calls.
   AsyncService& service() { return service_; }
   LiveCalls& live() { return live_; }
+  void Arrived(const grpc::ServerContext& call) {
+    if (delivered_ != nullptr) delivered_->Add(SlotOf(ParsePeer(call.peer())), 0);
+  }
   // SERVICE_UNKNOWN for other names.
   ServingStatus StatusOf(const std::string& name);
   void Add(WatchCall* watch);
@@ -47,6 +52,7 @@ class HealthService {
   ServingStatus StatusLocked(const std::string& name) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   LiveCalls& live_;
+  Delivered* const delivered_;
   AsyncService service_;
   Mutex mutex_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;

@@ -40,6 +40,7 @@ v1::Limits ToProto(const Options& options) {
   limits.set_caller_share(options.caller_share);
   limits.set_max_receive_message(options.connection.max_receive_message);
   limits.set_max_metadata_bytes(options.connection.max_metadata_bytes);
+  limits.set_max_undelivered_bytes(options.connection.max_undelivered_bytes);
   limits.set_max_connections(options.connection.max_connections);
   limits.set_max_streams_per_connection(options.connection.max_streams_per_connection);
   limits.set_max_stream_inflight(options.max_stream_inflight);
@@ -51,6 +52,8 @@ v1::Limits ToProto(const Options& options) {
   Set(options.connection.max_connection_age_grace, limits.mutable_max_connection_age_grace());
   Set(options.connection.max_connection_idle, limits.mutable_max_connection_idle());
   Set(options.connection.handshake_timeout, limits.mutable_handshake_timeout());
+  Set(options.connection.keepalive_time, limits.mutable_keepalive_time());
+  Set(options.connection.keepalive_timeout, limits.mutable_keepalive_timeout());
   return limits;
 }
 

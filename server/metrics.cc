@@ -34,6 +34,7 @@ constexpr std::array<std::pair<const char*, const char*>, kNumReloaded> kReloads
      {"nsa_metadata_policy_reloads_total", "Times that the policy's file had changed, by whether it is in use."}}};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
+constexpr std::array<const char*, kNumConnectionEnds> kConnectionEnds = {"stalled", "undelivered"};
 constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty",  "max_sequences", "max_tokens",
                                                                    "max_requests", "delay",         "deadline"};
 
@@ -117,9 +118,13 @@ Metrics::Metrics() {
   }
   connections_refused_ = metrics_.AddCounter("nsa_metadata_connections_refused_total",
                                              "Connections closed on arrival: too many, or no descriptor left.", {});
-  connections_stalled_ = metrics_.AddCounter(
-      "nsa_metadata_connections_stalled_total",
-      "Connections ended because their peers took next to nothing of what was written for write_stall_timeout.", {});
+  for (size_t why = 0; why < kNumConnectionEnds; ++why) {
+    connections_ended_[why] = metrics_.AddCounter(
+        "nsa_metadata_connections_ended_total",
+        "Connections ended by a reset, by reason: 'stalled', the peer took next to nothing of what was written for "
+        "write_stall_timeout; 'undelivered', it had sent the most that was no request, of max_undelivered_bytes.",
+        {{"reason", kConnectionEnds[why]}});
+  }
   for (size_t what = 0; what < kNumReloaded; ++what) {
     for (const bool ok : {false, true}) {
       reloads_[what][ok] =
@@ -169,8 +174,8 @@ void Metrics::BackendFault(kernels::BackendKind backend, const absl::Status& why
 }
 void Metrics::ConnectionRefused() { metrics_.Increment(connections_refused_); }
 void Metrics::Reload(Reloaded what, bool ok) { metrics_.Increment(reloads_[static_cast<size_t>(what)][ok]); }
-void Metrics::ConnectionsStalled(size_t count) {
-  for (; count > 0; --count) metrics_.Increment(connections_stalled_);
+void Metrics::ConnectionsEnded(ConnectionEnd why, size_t count) {
+  for (; count > 0; --count) metrics_.Increment(connections_ended_[static_cast<size_t>(why)]);
 }
 
 }  // namespace nsa::metadata::server

@@ -35,6 +35,10 @@ std::string_view MethodName(Method method);
 enum class Reloaded : uint8_t { kCertificates, kPolicy };
 inline constexpr size_t kNumReloaded = 2;
 
+// Why a connection was ended by us.
+enum class ConnectionEnd : uint8_t { kStalled, kUndelivered };
+inline constexpr size_t kNumConnectionEnds = 2;
+
 struct BatchSample {
   size_t requests;
   size_t sequences;
@@ -76,7 +80,7 @@ class Metrics {
   void Cancelled(Stage stage);
   void BackendFault(kernels::BackendKind backend, const absl::Status& why);
   void ConnectionRefused();
-  void ConnectionsStalled(size_t count);
+  void ConnectionsEnded(ConnectionEnd why, size_t count);
   // Files had changed: whether they were sound, and are in use.
   void Reload(Reloaded what, bool ok);
 
@@ -109,7 +113,7 @@ class Metrics {
   std::array<Counter, kNumStages> cancelled_;
   std::map<std::pair<kernels::BackendKind, std::string_view>, Counter> faults_;
   Counter connections_refused_;
-  Counter connections_stalled_;
+  std::array<Counter, kNumConnectionEnds> connections_ended_;
   std::array<std::array<Counter, 2>, kNumReloaded> reloads_;  // failed, ok
 };
 

@@ -38,10 +38,17 @@ struct ConnectionOptions {
   int64_t max_streams_per_connection = 100;
   int64_t max_receive_message = int64_t{1} << 20;
   int64_t max_metadata_bytes = 8 << 10;
+  // What all connections together may have sent that is no part of a request delivered, before those with the most of
+  // it are ended.
+  int64_t max_undelivered_bytes = int64_t{32} << 20;
   absl::Duration max_connection_age = absl::Minutes(30);
   absl::Duration max_connection_age_grace = absl::Minutes(1);
   absl::Duration max_connection_idle = absl::Minutes(15);
   absl::Duration handshake_timeout = absl::Seconds(10);
+  // A connection on which nothing has come for keepalive_time is asked for a sign of life, and closed without one
+  // within keepalive_timeout.
+  absl::Duration keepalive_time = absl::Minutes(1);
+  absl::Duration keepalive_timeout = absl::Seconds(20);
 };
 
 // Who may call.

@@ -14,6 +14,7 @@ void OtherCall::OnArrived(bool ok) {
   arrived_ = Clock::now();
   place_.Begin();
   context_.metrics.CallStarted(Method::kOther);
+  context_.delivered.Add(context_.callers.CallerOf(server_context_).slot, 0);
   Await(context_, queue_);
   stream_.Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"), Started(&sent_tag_));
 }

@@ -111,6 +111,7 @@ struct Server::Parts {
   std::unique_ptr<Trust> trust;
   std::shared_ptr<OutputPool> pool;
   std::unique_ptr<Batcher> batcher;
+  Delivered delivered;
   std::unique_ptr<Service> service;
   std::unique_ptr<HealthServer> health;
   std::unique_ptr<ExternalConnectionAcceptor> connections;
@@ -182,8 +183,10 @@ absl::Status Server::Parts::Listen() {
       Acceptor::Options{.max_connections = static_cast<size_t>(options.connection.max_connections),
                         .accepted = [this](int fd, int listener_fd) { HandOver(fd, listener_fd, *connections); },
                         .refused = [this] { metrics->ConnectionRefused(); },
+                        .delivered = delivered,
                         .stall_timeout = absl::ToChronoNanoseconds(options.write_stall_timeout),
-                        .stalled = [this](size_t count) { metrics->ConnectionsStalled(count); }},
+                        .max_undelivered_bytes = static_cast<uint64_t>(options.connection.max_undelivered_bytes),
+                        .ended = [this](ConnectionEnd why, size_t count) { metrics->ConnectionsEnded(why, count); }},
       *std::move(listeners));
 
   absl::StatusOr<std::unique_ptr<HealthServer>> started = HealthServer::Start(*ParseAddress(options.health_listen));
@@ -203,7 +206,11 @@ absl::Status Server::Parts::BuildServer() {
   grpc::ServerBuilder builder;
   service->Register(builder);
   SetConnectionArguments(builder, options.connection);
-  if (!options.reflection) builder.SetOption(WithoutReflection());
+  if (options.reflection) {
+    BoundThreads(builder);
+  } else {
+    builder.SetOption(WithoutReflection());
+  }
   connections = AddConnections(builder, trust->credentials());
   server = builder.BuildAndStart();
   if (server == nullptr) return absl::InternalError("gRPC did not start a server");
@@ -257,6 +264,8 @@ void Server::Parts::AddGauges() {
              [this] { return static_cast<double>(pool->blocks_high_water()); });
   gauges.Add("nsa_metadata_connections", "Open connections.", {},
              [this] { return static_cast<double>(acceptor->connections().Sweep()); });
+  gauges.Add("nsa_metadata_undelivered_bytes", "Bytes that connections have sent and no request accounts for.", {},
+             [this] { return static_cast<double>(acceptor->connections().undelivered_bytes()); });
   for (kernels::BackendKind kind :
        {kernels::BackendKind::kCuda, kernels::BackendKind::kCpu, kernels::BackendKind::kReference}) {
     gauges.Add("nsa_metadata_backend_active", "1 for what computes the replies.",
@@ -302,7 +311,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Su
   }
   if (!computes.ok()) return computes;
   parts->service = std::make_unique<Service>(
-      parts->options, *parts->pool, *parts->batcher, *parts->metrics, *parts->trust,
+      parts->options, *parts->pool, *parts->batcher, *parts->metrics, *parts->trust, parts->delivered,
       ServerInfos{ServerInfo(parts->backend->kind(), parts->backend->device(), parts->options),
                   ServerInfo(kernels::BackendKind::kCpu, kernels::CreateCpuBackend()->device(), parts->options)});
   if (absl::Status status = parts->Listen(); !status.ok()) return status;

@@ -47,12 +47,13 @@ void OpenStreams::Look(TimePoint now) {
 }
 
 Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
-                 ServerInfos infos)
+                 Delivered& delivered, ServerInfos infos)
     : context_{.options = options,
                .pool = pool,
                .batcher = batcher,
                .metrics = metrics,
                .trust = trust,
+               .delivered = delivered,
                .infos = std::move(infos),
                .service = {},
                .other_methods = {},

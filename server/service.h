@@ -14,6 +14,7 @@
 #include "server/batcher.h"
 #include "server/call_queue.h"
 #include "server/callers.h"
+#include "server/delivered.h"
 #include "server/health_service.h"
 #include "server/live_calls.h"
 #include "server/metrics.h"
@@ -80,20 +81,21 @@ struct CallContext {
   Batcher& batcher;
   Metrics& metrics;
   const Trust& trust;
+  Delivered& delivered;
   const ServerInfos infos;
   const Callers callers{options};
   AsyncService service;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
   OpenStreams streams;
-  HealthService health{live};
+  HealthService health{live, &delivered};
 };
 
 // Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
 class Service {
  public:
   Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
-          ServerInfos infos);
+          Delivered& delivered, ServerInfos infos);
 
   // Adds the service and its queues to a server.
   void Register(grpc::ServerBuilder& builder);

@@ -43,7 +43,8 @@ void StreamCall::OnArrived(bool ok) {
   place_.Begin();
   context_.metrics.CallStarted(Method::kExpandStream);
   Await(context_, queue_);
-  account_ = context_.callers.AccountOf(server_context_);
+  caller_ = context_.callers.CallerOf(server_context_);
+  context_.delivered.Add(caller_.slot, 0);
   {
     MutexLock lock(&mutex_);
     last_message_ = arrived_;
@@ -78,9 +79,10 @@ void StreamCall::OnRead(bool ok) {
 }
 
 void StreamCall::Take(const grpc::ByteBuffer& message) {
+  context_.delivered.Add(caller_.slot, message.Length());
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
-  task->account = account_;
+  task->account = caller_.account;
   v1::ExpandStreamRequest request;
   if (const std::optional<Refusal> refusal = Decode(message, &request)) {
     RefuseMessage(0, *refusal);

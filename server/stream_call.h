@@ -110,7 +110,7 @@ class StreamCall {
   MemberTag<StreamCall> finished_tag_{this, &StreamCall::OnFinished};
   MemberTag<StreamCall> done_tag_{this, &StreamCall::OnDone};
   TimePoint arrived_;
-  Account account_ = kNoAccount;
+  Caller caller_;
   std::atomic<bool> caller_gone_{false};
 
   // Of the queue's thread alone: between a read and the next one only one of them is set.

@@ -38,6 +38,8 @@ void UnaryCall::OnArrived(bool ok) {
   place_.Begin();
   queue_.Watch(*this);
   context_.metrics.CallStarted(method_);
+  caller_ = context_.callers.CallerOf(server_context_);
+  context_.delivered.Add(caller_.slot, request_.Length());
   MakeSuccessor();
   if (const std::optional<Refusal> refusal = CheckCall(server_context_, method_, context_)) {
     SendRefusal(*refusal);
@@ -124,7 +126,7 @@ void ExpandCall::Handle() {
   task->AnswerTo(*this);
   task->times.arrived = arrived();
   task->deadline = Deadline();
-  task->account = context_.callers.AccountOf(server_context_);
+  task->account = caller().account;
   // One a thread: it keeps its memory from call to call.
   thread_local v1::ExpandRequest request;
   std::optional<Refusal> refusal = Decode(request_, &request);

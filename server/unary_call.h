@@ -36,6 +36,7 @@ class UnaryCall : public CallQueue::Call {
 
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
   TimePoint arrived() const { return arrived_; }
+  const Caller& caller() const { return caller_; }
   // The caller's deadline, or max_rpc_duration from the arrival if that comes first.
   TimePoint Deadline() const;
 
@@ -59,6 +60,7 @@ class UnaryCall : public CallQueue::Call {
   MemberTag<UnaryCall> sent_tag_{this, &UnaryCall::OnSent};
   MemberTag<UnaryCall> done_tag_{this, &UnaryCall::OnDone};
   TimePoint arrived_;
+  Caller caller_;
   // Clock's ticks; 0: not yet. Written by whoever answers.
   std::atomic<Clock::rep> answered_{0};
   grpc::StatusCode code_ = grpc::StatusCode::OK;

@@ -21,16 +21,19 @@ run_ctest() {  # preset
   ctest --test-dir "build/$1" --output-on-failure --no-tests=error --progress --parallel 2
 }
 
+make_venv() {  # folder under tests with the requirements
+  local venv=build/venv-$1
+  if ! cmp --silent "tests/$1/requirements.txt" "$venv/requirements.txt"; then
+    /usr/bin/python3 -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "tests/$1/requirements.txt"
+    cp "tests/$1/requirements.txt" "$venv/requirements.txt"
+  fi
+}
+
 stage "packages"
 deploy/local/install.sh deploy/local/packages.txt tests/packages.txt
-for use in e2e deploy; do
-  venv=build/venv-$use
-  if ! cmp --silent tests/$use/requirements.txt "$venv/requirements.txt"; then
-    /usr/bin/python3 -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement tests/$use/requirements.txt
-    cp tests/$use/requirements.txt "$venv/requirements.txt"
-  fi
-done
+make_venv e2e
+make_venv deploy
 
 stage "format"
 find kernels server client tests -name '*.cc' -o -name '*.h' | xargs clang-format --dry-run --Werror
@@ -48,8 +51,17 @@ PATH="$PWD/build/venv-e2e/bin:$PATH" timeout 15m build/venv-e2e/bin/python -m py
 stage "reliability: loads and many peers, in short"
 timeout 15m tests/reliability/run.sh
 
+stage "chaos: loss, black holes, resets, delay between network namespaces"
+timeout 15m tests/chaos/run.sh
+
 stage "soak: memory, descriptors and threads over 1,000,000 calls, and a planted leak"
 timeout 15m tests/soak/run.sh
+
+if $full; then
+  stage "reliability: behind Envoy"
+  make_venv reliability
+  tests/reliability/run.sh proxy
+fi
 
 stage "deployment: Kubernetes manifests"
 build/venv-deploy/bin/python -m pytest -q tests/deploy -m "not image"

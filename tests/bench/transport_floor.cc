@@ -195,7 +195,8 @@ class Floor {
         server::Acceptor::Options{
             .max_connections = static_cast<size_t>(options.connection.max_connections),
             .accepted = [this](int fd, int listener_fd) { server::HandOver(fd, listener_fd, *connections_); },
-            .refused = [] {}},
+            .refused = [] {},
+            .delivered = delivered_},
         *std::move(listeners));
     acceptor_->Start();
     return absl::OkStatus();
@@ -228,6 +229,7 @@ class Floor {
   std::vector<std::unique_ptr<grpc::ServerCompletionQueue>> queues_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
   std::unique_ptr<grpc::Server> server_;
+  server::Delivered delivered_;
   std::unique_ptr<server::Acceptor> acceptor_;
   std::vector<std::thread> threads_;
 };

@@ -9,6 +9,7 @@ import zlib
 import grpc
 import pytest
 
+import wire
 from calls import TIMEOUT_S, channel
 from programs import Server, eventually
 from raw_http2 import RawConnection, frame
@@ -50,6 +51,38 @@ def test_a_compressed_message_without_its_encoding_is_refused(server, headers):
     with RawConnection(server.address) as peer:
         answer = peer.answer(peer.call(frame(gzip_bomb(MEBIBYTE), compressed=True), headers))
     assert answer.status != 0, "it was taken as if it were plain"
+
+
+def test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serves_on(stubs, pb):
+    most = 4 * MEBIBYTE
+    continuation, small_fields = 9, b"\x00\x01a\x01b" * 3_000
+    with Server(f"--max_undelivered_bytes={most}") as server, SteadyClient(server.address, stubs) as client:
+
+        def ended():
+            return server.metrics().total("nsa_metadata_connections_ended_total", reason="undelivered")
+
+        with wire.connect(server.address) as attacker:
+            # A header list without end.
+            attacker.sendall(wire.PREFACE + wire.settings() + wire.frame(wire.HEADERS, 0, 1, wire.EXPAND))
+            sent = 0
+            with pytest.raises(OSError):  # a reset
+                while sent < 64 * most:
+                    attacker.sendall(wire.frame(continuation, 0, 1, small_fields))
+                    sent += len(small_fields)
+        eventually(lambda: ended() == 1, "the end is counted")
+        calls = client.calls
+        eventually(lambda: client.calls > calls + 100, "the other connection is served")
+        assert client.failure is None
+        eventually(lambda: server.metrics().total("nsa_metadata_undelivered_bytes") < most / 4, "nothing is held against those left")
+        # Much that is requests is not held against its connection.
+        lengths = [1 << 20] * 100_000  # 300 KB each way of it
+        with channel(server.address) as on:
+            stub = stubs.rpc.MetadataServiceStub(on)
+            for _ in range(40):
+                with pytest.raises(grpc.RpcError) as refused:
+                    stub.Expand(pb.ExpandRequest(extend_seq_lens=lengths, seq_lens=lengths, nsa_index_topk=1), timeout=TIMEOUT_S)
+                assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, refused.value
+        assert ended() == 1
 
 
 @pytest.fixture

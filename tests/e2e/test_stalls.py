@@ -63,7 +63,7 @@ def test_a_connection_whose_peer_reads_a_few_bytes_a_second_is_ended(pb):
                 while reader.recv(256):
                     time.sleep(0.05)
         eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
-        assert server.metrics().total("nsa_metadata_connections_stalled_total") == 1
+        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="stalled") == 1
 
 
 def test_a_unix_connection_whose_peer_stops_reading_is_ended(pb, tmp_path):
@@ -72,7 +72,7 @@ def test_a_unix_connection_whose_peer_stops_reading_is_ended(pb, tmp_path):
         with socket.socket(socket.AF_UNIX) as reader:
             reader.connect(str(path))
             open_wide(reader, pb)
-            eventually(lambda: server.metrics().total("nsa_metadata_connections_stalled_total") == 1, "it is ended")
+            eventually(lambda: server.metrics().total("nsa_metadata_connections_ended_total", reason="stalled") == 1, "it is ended")
             eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
 
 
@@ -89,7 +89,7 @@ def test_a_connection_that_is_read_slowly_but_steadily_is_not_ended(stubs, pb):
                 taken += got
                 time.sleep(0.05)
             assert time.monotonic() - begin > 1
-        assert server.metrics().total("nsa_metadata_connections_stalled_total") == 0
+        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="stalled") == 0
 
 
 class Feed:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -25,7 +26,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "e2e"))
 
 import wire  # noqa: E402
+from certificates import Authority  # noqa: E402
 from programs import BUILD, CLIENT, REPOSITORY, TEST_SERVER, Server, eventually  # noqa: E402
+from proxy import Proxy  # noqa: E402
 
 MEBIBYTE = 1 << 20
 # An attacker sends this many frames a second on a connection.
@@ -374,6 +377,44 @@ def r3(row, pb, scale):
         books_balance(row, server)
 
 
+def proxied(row, pb, scale):
+    """R2 and R3 with the proxy that SECURITY.md asks for in between: attackers and the good client call it alike."""
+    seconds = 20 if row.long else 5
+    attacks = {name: partial(abuse, opening=opening, unit=unit, seconds=seconds) for name, (opening, unit) in abuses(pb).items()}
+    attacks["HEADERS and RST_STREAM"] = partial(reset_flood, pairs=int(seconds * 10 * FRAMES_PER_S / 2))
+    for name, attack in attacks.items():
+        with Server() as server, Proxy(server) as proxy, NullSink() as sink:
+            bench(proxy.address, duration="1s")
+            results = []
+            for address in (sink.address, proxy.address):
+                server.reset_peak_memory()
+                before, proxys = server.memory("VmRSS"), proxy.memory()
+                beside = start_bench(proxy.address, duration=f"{seconds}s", warm_up="0s", channels=2, in_flight=2)
+                sent = attack(address)
+                results.append(result_of(beside))
+            grown = (server.memory("VmHWM") - before) / MEBIBYTE
+            proxy_grown = (proxy.memory() - proxys) / MEBIBYTE
+            kept = goodput(results[1]) / goodput(results[0])
+            row.figure(f"behind the proxy: {name}, {sent:,} sent on 10 connections", "up, +128 MiB",
+                       f"server +{grown:.0f} MiB, proxy +{proxy_grown:.0f} MiB; {failures(results[1])} of a good client's "
+                       f"{results[1]['requests']:,} calls failed", grown <= 128 and proxy_grown <= 128 and failures(results[1]) == 0)
+            row.figure(f"behind the proxy: {name}: the good client's calls", "0.95 of what it did with the same sent elsewhere",
+                       f"{kept:.2f}", kept >= 0.95, timed=True)
+            books_balance(row, server)
+    with Server() as server, tempfile.TemporaryDirectory() as folder:
+        authority = Authority()
+        Path(folder, "ca.crt").write_bytes(authority.certificate)
+        authority.issue("localhost", "127.0.0.1").write(folder, "tls")
+        certificate, key = authority.issue("caller").write(folder, "caller")
+        with Proxy(server, certificates=folder) as proxy:
+            tls = {"tls_ca": f"{folder}/ca.crt", "duration": "200ms"}
+            let_in = bench(proxy.address, tls_certificate=certificate, tls_key=key, **tls)
+            row.figure("the proxy as it is shipped, by a caller with a certificate", "served",
+                       f"{failures(let_in)} of {let_in['requests']:,} calls failed", let_in["ok"] > 0 and failures(let_in) == 0)
+            stranger = bench(proxy.address, timeout="1s", **tls)
+            row.figure("by one without", "not served", f"{stranger['ok']} calls", stranger["ok"] == 0)
+
+
 def r4(row, pb, scale):
     count = max(int(10_000 * scale), 1_000)
     with Server() as server, contextlib.ExitStack() as stack:
@@ -472,7 +513,7 @@ def r6(row, pb, scale):
             f"+{asked:.0f} MiB (budget + 20 %)", f"+{grown:.0f} MiB; {held:.0f} of {budget // 65_536} blocks held by the first, all kinds; of "
             f"those with a shut or slow window {refused} refused for the caller's share", grown <= asked and held >= each * (drips + few),
         )
-        ended = server.metrics().total("nsa_metadata_connections_stalled_total")
+        ended = server.metrics().total("nsa_metadata_connections_ended_total", reason="stalled")
         reset = sum(bool({1, "reset"} & set(c.statuses.values())) for c in waits)  # CANCELLED, or without a status
         left = in_use()
         row.figure(
@@ -736,6 +777,36 @@ def r22(row, pb, scale):
         row.figure("scrapes and readiness", "answered", f"{len(scrapes)}, {max(scrapes) * 1e3:.0f} ms at most", max(scrapes) < 1, timed=True)
 
 
+def r25(row, pb, scale):
+    count = max(int(10_000 * scale), 1_000)
+    open_stream = wire.headers_block("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+
+    def threads():
+        return int(re.search(r"Threads:\s+(\d+)", Path(f"/proc/{server.process.pid}/status").read_text())[1])
+
+    with Server("--reflection") as server, contextlib.ExitStack() as stack:
+        bench(server.address, duration="200ms")
+        before = threads()
+        peers = []
+        for _ in range(count // 100):
+            peers.append(stack.enter_context(contextlib.closing(wire.Connection(server.address))))
+            peers[-1].send(b"".join(wire.frame(wire.HEADERS, wire.END_HEADERS, 1 + 2 * i, open_stream) for i in range(100)))
+        most = 0
+
+        def settled():
+            nonlocal most
+            most = max(most, threads())
+            return False
+
+        wire.run_until(peers, settled, 5 if row.long else 2)
+        refused = sum(len(peer.statuses) for peer in peers)
+        good = bench(server.address, duration="500ms")
+        most = max(most, threads())
+        row.figure(f"{count:,} reflection streams held open: threads", "32 more at most", f"{before} before, {most} at most; {refused:,} refused meanwhile",
+                   most - before <= 32)
+        row.figure("calls beside them", "0 failed", f"{failures(good)} of {good['requests']:,}", failures(good) == 0 and good["ok"] > 0)
+
+
 def r26(row, pb, scale):
     seconds = 60 if scale == 1 else 5
     with Server("--max_connections=200") as server, contextlib.ExitStack() as stack:
@@ -819,9 +890,13 @@ ROWS = {
     "R12": (r12, "rolling restarts"),
     "R13": (r13, "kills"),
     "R22": (r22, "stuck HTTP connections"),
+    "R25": (r25, "reflection streams"),
     "R26": (r26, "a flood of connections"),
     "R27": (r27, "abandoned streams"),
+    "proxy": (proxied, "R2 and R3 behind Envoy"),
 }
+# Run when they are asked for: they need what `tests/run.sh --full` installs.
+OTHERS = {"proxy"}
 
 
 def generated():
@@ -848,7 +923,7 @@ def main():
     pb = generated()
     missed = []
     print("| row | what | asked | measured |\n|---|---|---|---|")
-    for name in arguments.rows or ROWS:
+    for name in arguments.rows or [name for name in ROWS if name not in OTHERS]:
         function, what = ROWS[name]
         row = Row(name, what, arguments.long)
         begin = time.monotonic()

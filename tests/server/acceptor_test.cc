@@ -61,7 +61,8 @@ class AcceptorTest : public ::testing::Test {
                                                                  [this] {
                                                                    MutexLock lock(&mutex_);
                                                                    ++refused_;
-                                                                 }},
+                                                                 },
+                                                             .delivered = delivered_},
                                            std::move(listeners));
     acceptor_->Start();
   }
@@ -76,6 +77,7 @@ class AcceptorTest : public ::testing::Test {
   // By value once it is of interest: the acceptor's thread adds to it.
   std::deque<Descriptor> accepted_;
   int refused_ = 0;
+  Delivered delivered_;
   std::unique_ptr<Acceptor> acceptor_;
 };
 
@@ -123,6 +125,109 @@ TEST_F(AcceptorTest, KnowsAConnectionFromAnotherOnTheSameDescriptor) {
   const Descriptor other(socket(AF_INET, SOCK_STREAM, 0));
   const Descriptor same(dup2(other.get(), number));
   EXPECT_EQ(acceptor_->connections().Sweep(), 0u) << "another socket now has descriptor " << number;
+}
+
+// Connections with what came on them, and what of that were requests.
+class UndeliveredTest : public AcceptorTest {
+ protected:
+  void SetUp() override { Start("127.0.0.1:0", 10); }
+
+  struct Ends {
+    Descriptor client;
+    int server;
+    DeliverySlot slot;
+  };
+  Ends Open() {
+    Ends ends = {.client = Connect(address()), .server = -1, .slot = kNoSlot};
+    AwaitAccepted(++opened_);
+    MutexLock lock(&mutex_);
+    ends.server = accepted_.back().get();
+    ends.slot = SlotOf(PeerOf(ends.server));
+    return ends;
+  }
+  // Sends, and takes it at the other end as gRPC would.
+  void Send(const Ends& ends, size_t bytes) {
+    std::string data(64 << 10, 'x');
+    while (bytes > 0) {
+      data.resize(std::min(bytes, data.size()));
+      ASSERT_EQ(send(ends.client.get(), data.data(), data.size(), 0), static_cast<ssize_t>(data.size()));
+      ASSERT_EQ(recv(ends.server, data.data(), data.size(), MSG_WAITALL), static_cast<ssize_t>(data.size()));
+      bytes -= data.size();
+    }
+  }
+  size_t Look(std::chrono::milliseconds after) {
+    return acceptor_->connections().ShutDownUndelivered(Clock::now() + after, kMiB);
+  }
+  uint64_t undelivered() const { return acceptor_->connections().undelivered_bytes(); }
+  static bool IsReset(const Ends& ends) {
+    char byte;
+    return recv(ends.client.get(), &byte, 1, MSG_DONTWAIT) == 0 || errno == ECONNRESET;
+  }
+
+  static constexpr uint64_t kMiB = 1 << 20;
+
+ private:
+  size_t opened_ = 0;
+};
+
+TEST_F(UndeliveredTest, EndsWhatSentTheMostWithoutARequestOnceAllHaveSentTooMuch) {
+  const Ends harmless = Open();
+  const Ends attacker = Open();
+  Send(harmless, 100'000);
+  Send(attacker, 500'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(100)), 0u);
+  EXPECT_NEAR(static_cast<double>(undelivered()), 600'000, 1'000);
+  Send(attacker, 600'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(200)), 1u);
+  EXPECT_TRUE(IsReset(attacker));
+  EXPECT_FALSE(IsReset(harmless));
+  EXPECT_NEAR(static_cast<double>(undelivered()), 100'000, 1'000);
+}
+
+TEST_F(UndeliveredTest, CountsNothingThatRequestsAccountFor) {
+  const Ends ends = Open();
+  for (int i = 1; i <= 50; ++i) {
+    delivered_.Add(ends.slot, 100'000);
+    Send(ends, 100'000 + Delivered::kOverhead / 2);
+    EXPECT_EQ(Look(std::chrono::milliseconds(100 * i)), 0u);
+    EXPECT_EQ(undelivered(), 0u);
+  }
+}
+
+TEST_F(UndeliveredTest, KeepsNoCreditForLater) {
+  const Ends ends = Open();
+  for (int i = 0; i < 1'000; ++i) delivered_.Add(ends.slot, 100'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(100)), 0u);
+  Send(ends, 2 * kMiB);
+  EXPECT_EQ(Look(std::chrono::milliseconds(200)), 1u) << undelivered() << " bytes undelivered";
+}
+
+TEST_F(UndeliveredTest, SparesALargeRequestOnItsWayBesideOneThatAskedForNothingLonger) {
+  const Ends attacker = Open();
+  Send(attacker, 400'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(10'000)), 0u);
+  const Ends busy = Open();
+  delivered_.Add(busy.slot, 0);
+  EXPECT_EQ(Look(std::chrono::milliseconds(10'100)), 0u);
+  Send(busy, 800'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(10'200)), 1u);
+  EXPECT_TRUE(IsReset(attacker));
+  EXPECT_FALSE(IsReset(busy));
+}
+
+TEST_F(UndeliveredTest, LeavesPingsAndWhatReadersSay) {
+  const Ends ends = Open();
+  Send(ends, 10'000);
+  EXPECT_EQ(Look(std::chrono::seconds(60)), 0u);
+  EXPECT_EQ(undelivered(), 0u) << "pings of a minute";
+  std::string reply(1 << 20, 'x');
+  for (int i = 0; i < 4; ++i) {
+    ASSERT_EQ(send(ends.server, reply.data(), 64 << 10, MSG_DONTWAIT), 64 << 10);
+    ASSERT_EQ(recv(ends.client.get(), reply.data(), 64 << 10, MSG_WAITALL), 64 << 10);
+  }
+  Send(ends, 3'000);
+  EXPECT_EQ(Look(std::chrono::seconds(60)), 0u);
+  EXPECT_EQ(undelivered(), 0u) << "WINDOW_UPDATEs for 256 KiB";
 }
 
 TEST_F(AcceptorTest, ReplacesAStaleSocketFileAndRemovesItsOwn) {

@@ -1,0 +1,39 @@
+// How much of what came over a connection was requests.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "server/peer.h"
+
+namespace nsa::metadata::server {
+
+// Where a connection's requests are counted: calls know their peers only, and connections only their descriptors.
+// Connections share one when their peers' hashes meet, and nobody from outside can choose that.
+using DeliverySlot = uint16_t;
+inline constexpr size_t kNumDeliverySlots = size_t{1} << 16;
+// Of what has no address of its own.
+inline constexpr DeliverySlot kNoSlot = 0;
+
+// kNoSlot for none.
+DeliverySlot SlotOf(const std::optional<Peer>& peer);
+
+// Counts what reached the service. Thread-safe.
+class Delivered {
+ public:
+  // What a request may have cost on the wire beside its own bytes: metadata, frames, TLS records.
+  static constexpr uint64_t kOverhead = 16 << 10;
+
+  // A request of so many bytes came.
+  void Add(DeliverySlot slot, size_t bytes) { bytes_[slot].fetch_add(bytes + kOverhead, std::memory_order_relaxed); }
+  // Bytes that the requests so far account for; wraps around.
+  uint64_t At(DeliverySlot slot) const { return bytes_[slot].load(std::memory_order_relaxed); }
+
+ private:
+  std::vector<std::atomic<uint64_t>> bytes_ = std::vector<std::atomic<uint64_t>>(kNumDeliverySlots);
+};
+
+}  // namespace nsa::metadata::server
