@@ -183,16 +183,22 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   const kernels::Kernel kernel = Compute(lane, batch);
   const TimePoint done = Clock::now();
   Reached(Step::kKernelDone);
+  Journey journey;
+  journey.pack_ns = Nanoseconds(launched, sent);
+  journey.device_ns = Nanoseconds(sent, done);
+  journey.batch_requests = static_cast<uint32_t>(batch.tasks.size());
+  journey.batch_tokens = batch.total_tokens;
+  journey.kernel = kernel;
   metrics_.BatchDone({.requests = batch.tasks.size(),
                       .sequences = static_cast<size_t>(batch.num_sequences),
                       .tokens = static_cast<size_t>(batch.total_tokens),
                       .closed = batch.closed,
                       .kernel = kernel,
-                      .pack_ns = Nanoseconds(launched, sent),
-                      .device_ns = Nanoseconds(sent, done)});
+                      .pack_ns = journey.pack_ns,
+                      .device_ns = journey.device_ns});
   for (const auto& task : batch.tasks) {
     if (task->permit) {
-      Answer(*task, batch, kernel, Nanoseconds(launched, sent), Nanoseconds(sent, done), done);
+      Answer(*task, journey, done);
     } else {
       task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL,
                          "the device failed, and no room for the output was left in one piece", 0, 0,
@@ -201,23 +207,26 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   }
 }
 
-void Batcher::Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
-                     TimePoint done) {
+void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
   const Expansion& e = task.expansion;
   const StageTimes& times = task.times;
-  const uint64_t queue_ns = Nanoseconds(times.admitted, times.launched);
+  journey.parse_ns = Nanoseconds(times.arrived, times.parsed);
+  journey.admit_ns = Nanoseconds(times.parsed, times.admitted);
+  journey.queue_ns = Nanoseconds(times.admitted, times.launched);
+  journey.num_sequences = static_cast<uint32_t>(e.seq_lens.size());
+  journey.total_tokens = e.total_tokens;
   v1::Timing timing;
   if (e.include_timing) {
-    timing.set_parse_ns(Nanoseconds(times.arrived, times.parsed));
-    timing.set_admit_ns(Nanoseconds(times.parsed, times.admitted));
-    timing.set_queue_ns(queue_ns);
-    timing.set_pack_ns(pack_ns);
-    timing.set_device_ns(device_ns);
+    timing.set_parse_ns(journey.parse_ns);
+    timing.set_admit_ns(journey.admit_ns);
+    timing.set_queue_ns(journey.queue_ns);
+    timing.set_pack_ns(journey.pack_ns);
+    timing.set_device_ns(journey.device_ns);
     timing.set_frame_ns(Nanoseconds(done, Clock::now()));
-    timing.set_batch_requests(static_cast<uint32_t>(batch.tasks.size()));
-    timing.set_batch_tokens(static_cast<uint32_t>(batch.total_tokens));
+    timing.set_batch_requests(journey.batch_requests);
+    timing.set_batch_tokens(static_cast<uint32_t>(journey.batch_tokens));
     // A device may leave a batch to the CPU.
-    const bool cpu = kernel == kernels::Kernel::kCpu;
+    const bool cpu = journey.kernel == kernels::Kernel::kCpu;
     timing.set_backend(static_cast<v1::Backend>(cpu ? kernels::BackendKind::kCpu : backend_));
   }
   const ReplyScalars scalars = {.request_id = e.request_id,
@@ -225,12 +234,10 @@ void Batcher::Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uin
                                 .mode = static_cast<v1::SequenceMode>(e.spec.mode),
                                 .timing = e.include_timing ? &timing : nullptr};
   Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
-  metrics_.TaskDone({.parse_ns = Nanoseconds(times.arrived, times.parsed),
-                     .admit_ns = Nanoseconds(times.parsed, times.admitted),
-                     .queue_ns = queue_ns,
-                     .frame_ns = Nanoseconds(done, Clock::now())});
+  journey.frame_ns = Nanoseconds(done, Clock::now());
+  metrics_.TaskDone(journey);
   Reached(Step::kReplying);
-  task.Reply(std::move(reply));
+  task.Reply(std::move(reply), journey);
 }
 
 }  // namespace nsa::metadata::server

@@ -18,6 +18,7 @@
 #include "server/batch_queue.h"
 #include "server/clock.h"
 #include "server/failpoints.h"
+#include "server/journey.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 #include "server/output_pool.h"
@@ -84,8 +85,8 @@ class Batcher {
   }
   // Why the queue takes no more, or no more of `account`'s.
   std::optional<Refusal> CheckRoom(Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  void Answer(Task& task, const Batch& batch, kernels::Kernel kernel, uint64_t pack_ns, uint64_t device_ns,
-              TimePoint done);
+  // `journey` has what its batch has in common.
+  void Answer(Task& task, Journey journey, TimePoint done);
   // Whether what waits may be another batch under way.
   bool MayStart() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Whether there is also a lane for it.

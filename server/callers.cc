@@ -55,25 +55,41 @@ Callers::Callers(const Options& options)
   }
 }
 
+std::optional<std::string_view> Callers::Named(const grpc::ServerContextBase& call) const {
+  if (caller_metadata_.empty()) return std::nullopt;
+  // A second one would be the caller's own.
+  const auto [entry, end] = call.client_metadata().equal_range(caller_metadata_);
+  if (std::distance(entry, end) != 1) return std::nullopt;
+  return std::string_view(entry->second.data(), entry->second.size());
+}
+
+std::optional<std::string_view> Callers::Certified(const grpc::ServerContextBase& call) const {
+  if (!have_certificates_) return std::nullopt;
+  const std::vector<std::string_view> names = CallerNames(call);
+  return names.empty() ? std::nullopt : std::optional(names.front());
+}
+
+bool Callers::IsTrustedProxy(const std::optional<Peer>& peer) const {
+  return peer && std::ranges::any_of(trusted_proxies_,
+                                     [&](const AddressBlock& block) { return block.Contains(peer->address); });
+}
+
 Caller Callers::CallerOf(const grpc::ServerContextBase& call) const {
-  std::optional<std::string_view> named;
-  if (!caller_metadata_.empty()) {
-    // A second one would be the caller's own.
-    const auto [entry, end] = call.client_metadata().equal_range(caller_metadata_);
-    if (std::distance(entry, end) == 1) named = {entry->second.data(), entry->second.size()};
-  }
-  std::optional<std::string_view> certified;
-  if (have_certificates_) {
-    if (const std::vector<std::string_view> names = CallerNames(call); !names.empty()) certified = names.front();
-  }
   const std::optional<Peer> peer = ParsePeer(call.peer());
-  return {.account = AccountOf(peer, named, certified), .slot = SlotOf(peer)};
+  return {.account = AccountOf(peer, Named(call), Certified(call)), .slot = SlotOf(peer)};
+}
+
+std::string Callers::NameOf(const grpc::ServerContextBase& call) const {
+  constexpr size_t kMostBytes = 200;
+  const std::string peer = call.peer();
+  std::optional<std::string_view> name = Named(call);
+  if (!name || !IsTrustedProxy(ParsePeer(peer))) name = Certified(call);
+  return (name ? absl::StrCat(std::string(*name), " at ", peer) : peer).substr(0, kMostBytes);
 }
 
 Account Callers::AccountOf(const std::optional<Peer>& peer, std::optional<std::string_view> named,
                            std::optional<std::string_view> certified) const {
-  const auto has_it = [&](const AddressBlock& block) { return peer && block.Contains(peer->address); };
-  if (named && std::any_of(trusted_proxies_.begin(), trusted_proxies_.end(), has_it)) return Hash(*named);
+  if (named && IsTrustedProxy(peer)) return Hash(*named);
   if (certified) return Hash(*certified);
   if (!peer) return Hash("unix");
   const IpAddress& address = peer->address;

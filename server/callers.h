@@ -44,6 +44,8 @@ class Callers {
 
   // All that is not TCP has one account: gRPC doesn't tell a Unix socket's connections apart.
   Caller CallerOf(const grpc::ServerContextBase& call) const;
+  // Who that is, for people: the name that counts, and the address it came from; 200 bytes at most.
+  std::string NameOf(const grpc::ServerContextBase& call) const;
   // The account of one at `peer`, as gRPC writes it, whose call's metadata have `named` under the key, and whose
   // certificate names `certified`, or nothing.
   Account AccountOf(std::string_view peer, std::optional<std::string_view> named,
@@ -54,6 +56,10 @@ class Callers {
  private:
   Account AccountOf(const std::optional<Peer>& peer, std::optional<std::string_view> named,
                     std::optional<std::string_view> certified) const;
+  bool IsTrustedProxy(const std::optional<Peer>& peer) const;
+  // What the call's metadata have under the key, and the first name in its certificate.
+  std::optional<std::string_view> Named(const grpc::ServerContextBase& call) const;
+  std::optional<std::string_view> Certified(const grpc::ServerContextBase& call) const;
 
   std::vector<AddressBlock> trusted_proxies_;
   const std::string caller_metadata_;

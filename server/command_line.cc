@@ -102,6 +102,9 @@ ABSL_FLAG(absl::Duration, handshake_timeout, kDefault.connection.handshake_timeo
 ABSL_FLAG(absl::Duration, keepalive_time, kDefault.connection.keepalive_time,
           "When a connection on which nothing came is asked for a sign of life");
 ABSL_FLAG(absl::Duration, keepalive_timeout, kDefault.connection.keepalive_timeout, "How long it may take to give one");
+ABSL_FLAG(absl::Duration, slow_call_threshold, kDefault.slow_call_threshold,
+          "Calls and items that take longer are logged, with where their time went; 0: none");
+ABSL_FLAG(std::string, log_format, kDefault.log_format, "text, or json: an object a line");
 ABSL_FLAG(absl::Duration, lame_duck, kDefault.lame_duck, "How long to serve on after SIGTERM with readiness off");
 ABSL_FLAG(absl::Duration, drain_timeout, kDefault.drain_timeout, "How long calls may take after that");
 
@@ -156,6 +159,8 @@ Options OptionsFromFlags() {
   options.write_stall_timeout = absl::GetFlag(FLAGS_write_stall_timeout);
   options.max_stream_inflight = absl::GetFlag(FLAGS_max_stream_inflight);
   options.max_rpc_duration = absl::GetFlag(FLAGS_max_rpc_duration);
+  options.slow_call_threshold = absl::GetFlag(FLAGS_slow_call_threshold);
+  options.log_format = absl::GetFlag(FLAGS_log_format);
   options.lame_duck = absl::GetFlag(FLAGS_lame_duck);
   options.drain_timeout = absl::GetFlag(FLAGS_drain_timeout);
   return options;

@@ -181,6 +181,9 @@ void ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint
   const uint64_t accounted = (delivered - connection.delivered) + (taken - connection.taken) / kTakenPerUpdate +
                              static_cast<uint64_t>(kPingBytesPerSecond * seconds);
   connection.undelivered = came - std::min(came, accounted);
+  const uint64_t allowed = std::min(connection.undelivered, connection.allowance);
+  connection.undelivered -= allowed;
+  connection.allowance -= allowed;
   if (delivered != connection.delivered) connection.asked = now;
   connection.looked = now;
   connection.received = received;

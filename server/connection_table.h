@@ -46,6 +46,9 @@ class ConnectionTable {
   uint64_t undelivered_bytes() const;
 
  private:
+  // The preface, a TLS handshake with certificates.
+  static constexpr uint64_t kAllowance = 16 << 10;
+
   struct Connection {
     ino_t inode;
     // The first look of a row that found bytes on their way; 0: the last one found none.
@@ -61,8 +64,9 @@ class ConnectionTable {
     uint64_t received = 0;
     uint64_t taken = 0;
     uint64_t delivered = 0;
-    // What came and is no request's, and when one came last.
+    // What came and is no request's, beyond what each connection may, which is left of that; when a request came last.
     uint64_t undelivered = 0;
+    uint64_t allowance = kAllowance;
     TimePoint asked = {};
   };
   void CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

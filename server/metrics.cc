@@ -156,11 +156,11 @@ void Metrics::BatchDone(const BatchSample& batch) {
   ObserveStage(Stage::kDevice, batch.device_ns);
 }
 
-void Metrics::TaskDone(const TaskSample& task) {
-  ObserveStage(Stage::kParse, task.parse_ns);
-  ObserveStage(Stage::kAdmit, task.admit_ns);
-  ObserveStage(Stage::kQueue, task.queue_ns);
-  ObserveStage(Stage::kFrame, task.frame_ns);
+void Metrics::TaskDone(const Journey& journey) {
+  ObserveStage(Stage::kParse, journey.parse_ns);
+  ObserveStage(Stage::kAdmit, journey.admit_ns);
+  ObserveStage(Stage::kQueue, journey.queue_ns);
+  ObserveStage(Stage::kFrame, journey.frame_ns);
 }
 
 void Metrics::Refused(v1::RefusalReason reason) { metrics_.Increment(refused_.at(reason)); }

@@ -17,6 +17,7 @@
 #include "kernels/backend.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/batch_queue.h"
+#include "server/journey.h"
 #include "server/sharded_metrics.h"
 
 namespace nsa::metadata::server {
@@ -49,13 +50,6 @@ struct BatchSample {
   uint64_t device_ns;
 };
 
-struct TaskSample {
-  uint64_t parse_ns;
-  uint64_t admit_ns;
-  uint64_t queue_ns;
-  uint64_t frame_ns;
-};
-
 // Thread-safe; nothing here blocks.
 class Metrics {
  public:
@@ -70,7 +64,8 @@ class Metrics {
   void ItemHandled(uint64_t nanoseconds);
   void Sent(uint64_t nanoseconds);
   void BatchDone(const BatchSample& batch);
-  void TaskDone(const TaskSample& task);
+  // A request was computed; its batch counts pack and device.
+  void TaskDone(const Journey& journey);
   void Refused(v1::RefusalReason reason);
   // A request is in the queue: it is launched, expires or is cancelled there.
   void Admitted();

@@ -7,17 +7,21 @@
 
 #include <iterator>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "server/status_page.h"
 
 namespace nsa::metadata::server {
 namespace {
 
-bool Respond(mg_connection* connection, int status, const char* type, const std::string& body) {
+bool Respond(mg_connection* connection, int status, const char* type, std::string_view body) {
   mg_printf(connection,
             "HTTP/1.1 %d %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\nCache-Control: no-store\r\n"
-            "X-Content-Type-Options: nosniff\r\nConnection: close\r\n\r\n",
+            "X-Content-Type-Options: nosniff\r\nX-Frame-Options: DENY\r\nReferrer-Policy: no-referrer\r\n"
+            "Content-Security-Policy: default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            "connect-src 'self'; img-src data:\r\nConnection: close\r\n\r\n",
             status, mg_get_response_code_text(connection, status), type, body.size());
   mg_write(connection, body.data(), body.size());
   return true;
@@ -41,6 +45,18 @@ class MetricsHandler final : public CivetHandler {
   const std::vector<const prometheus::Collectable*> sources_;
 };
 
+// Answers what `body` returns.
+class TextHandler final : public CivetHandler {
+ public:
+  TextHandler(const char* type, std::function<std::string()> body) : type_(type), body_(std::move(body)) {}
+
+  bool handleGet(CivetServer*, mg_connection* connection) override { return Respond(connection, 200, type_, body_()); }
+
+ private:
+  const char* const type_;
+  const std::function<std::string()> body_;
+};
+
 class StateHandler final : public CivetHandler {
  public:
   StateHandler(std::function<bool()> good, const char* yes, const char* no)
@@ -61,7 +77,8 @@ class StateHandler final : public CivetHandler {
 
 absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const Address& address,
                                                                     std::vector<const prometheus::Collectable*> sources,
-                                                                    std::function<bool()> ready) {
+                                                                    std::function<bool()> ready,
+                                                                    std::function<std::string()> status_json) {
   std::unique_ptr<MetricsServer> server(new MetricsServer);
   server->address_ = address;
   // Threads enough that connections which say nothing leave some for scrapes until the timeout ends them.
@@ -76,6 +93,9 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const Addres
   }
   server->address_.port = static_cast<uint16_t>(server->server_->getListeningPorts().front());
   server->AddHandler("/metrics$", std::make_unique<MetricsHandler>(std::move(sources)));
+  server->AddHandler(
+      "/$", std::make_unique<TextHandler>("text/html; charset=utf-8", [] { return std::string(StatusPage()); }));
+  server->AddHandler("/status.json$", std::make_unique<TextHandler>("application/json", std::move(status_json)));
   server->AddHandler("/healthz$", std::make_unique<StateHandler>([] { return true; }, "ok", ""));
   server->AddHandler("/readyz$", std::make_unique<StateHandler>(std::move(ready), "ready", "not ready"));
   return server;

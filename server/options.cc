@@ -99,6 +99,11 @@ absl::Status CheckFaultAction(const std::string& action) {
   return absl::InvalidArgumentError(absl::StrCat("--on_gpu_fault=", action, " must be cpu or exit"));
 }
 
+absl::Status CheckLogFormat(const std::string& format) {
+  if (format == "text" || format == "json") return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--log_format=", format, " must be text or json"));
+}
+
 absl::Status CheckCallers(const Options& options) {
   if (!(options.caller_share > 0 && options.caller_share <= 1)) {
     return absl::InvalidArgumentError(
@@ -166,6 +171,8 @@ absl::Status Validate(const Options& o) {
            InRange("stream_idle_timeout", o.stream_idle_timeout, absl::Milliseconds(1)),
            InRange("write_stall_timeout", o.write_stall_timeout, absl::Milliseconds(1)),
            InRange("gpu_timeout", o.gpu_timeout, absl::Milliseconds(1)),
+           InRange("slow_call_threshold", o.slow_call_threshold, absl::ZeroDuration()),
+           CheckLogFormat(o.log_format),
            InRange("lame_duck", o.lame_duck, absl::ZeroDuration()),
            InRange("drain_timeout", o.drain_timeout, absl::ZeroDuration()),
        }) {

@@ -40,7 +40,7 @@ struct ConnectionOptions {
   int64_t max_metadata_bytes = 8 << 10;
   // What all connections together may have sent that is no part of a request delivered, before those with the most of
   // it are ended.
-  int64_t max_undelivered_bytes = int64_t{32} << 20;
+  int64_t max_undelivered_bytes = int64_t{4} << 20;
   absl::Duration max_connection_age = absl::Minutes(30);
   absl::Duration max_connection_age_grace = absl::Minutes(1);
   absl::Duration max_connection_idle = absl::Minutes(15);
@@ -107,6 +107,10 @@ struct Options {
   absl::Duration stream_idle_timeout = absl::Minutes(15);
   // How long a reply may wait for its reader, and a connection for a peer that takes less than 16 KiB a second.
   absl::Duration write_stall_timeout = absl::Seconds(30);
+  // Calls, and items of streams, that take longer are logged with where their time went; 0: none.
+  absl::Duration slow_call_threshold = absl::Milliseconds(100);
+  // "text", or "json": an object a line.
+  std::string log_format = "text";
   // How long the server serves on after SIGTERM with readiness off, so that balancers turn to others before it ends its
   // connections.
   absl::Duration lame_duck = absl::ZeroDuration();

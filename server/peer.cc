@@ -28,11 +28,12 @@ std::optional<IpAddress> ParseIp(std::string_view text) {
   char copy[INET6_ADDRSTRLEN] = {};
   if (text.size() >= sizeof copy) return std::nullopt;
   text.copy(copy, text.size());
+  if (text.find(':') == std::string_view::npos) {
+    in_addr ipv4 = {};
+    return inet_pton(AF_INET, copy, &ipv4) == 1 ? std::optional(Mapped(ipv4)) : std::nullopt;
+  }
   IpAddress address = {};
-  if (inet_pton(AF_INET6, copy, address.data()) == 1) return address;
-  in_addr ipv4 = {};
-  if (inet_pton(AF_INET, copy, &ipv4) == 1) return Mapped(ipv4);
-  return std::nullopt;
+  return inet_pton(AF_INET6, copy, address.data()) == 1 ? std::optional(address) : std::nullopt;
 }
 
 std::optional<Peer> ParsePeer(std::string_view peer) {

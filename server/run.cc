@@ -4,7 +4,6 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <csignal>
 #include <cstdlib>
 #include <string>
@@ -13,10 +12,8 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "absl/synchronization/mutex.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
+#include "server/log.h"
 #include "server/stop_signals.h"
-#include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
 namespace nsa::metadata::server {
@@ -24,12 +21,9 @@ namespace {
 
 // What gRPC says of strangers' bytes holds them as they are, and is as much as they like.
 void LogForGrpc(gpr_log_func_args* line) {
-  constexpr int64_t kMostPerSecond = 10;
-  static std::atomic<int64_t> second{0};
-  static std::atomic<int64_t> lines{0};
-  const int64_t now = absl::ToUnixSeconds(absl::Now());
-  if (second.exchange(now) != now) lines = 0;
-  if (++lines > kMostPerSecond) return;
+  static LogLimit limit(10);
+  int64_t suppressed = 0;
+  if (!limit.Allow(&suppressed)) return;
   spdlog::log(line->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::err : spdlog::level::info, "gRPC: {}",
               absl::CHexEscape(line->message));
 }
@@ -54,8 +48,7 @@ void ServeAndExit(const Options& options, Surroundings surroundings) {
   // Debian's abseil is built with its detector of lock cycles: a graph behind one lock, which every lock that gRPC
   // takes goes through. It is a sixth of the instructions of a call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-  spdlog::set_default_logger(spdlog::stderr_logger_mt("nsa-metadata-server"));
-  spdlog::set_pattern("%Y-%m-%dT%H:%M:%S.%e%z %l %v");
+  SetUpLog(options.log_format);
   gpr_set_log_function(&LogForGrpc);
   const sigset_t signals = BlockStopSignals();
   RaiseDescriptorLimit();

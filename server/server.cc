@@ -1,5 +1,6 @@
 #include "server/server.h"
 
+#include <google/protobuf/util/time_util.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -21,12 +22,14 @@
 #include "server/gauges.h"
 #include "server/grpc_connections.h"
 #include "server/health_server.h"
+#include "server/history.h"
 #include "server/limits.h"
 #include "server/metrics.h"
 #include "server/metrics_server.h"
 #include "server/output_pool.h"
 #include "server/server_options.h"
 #include "server/service.h"
+#include "server/status_page.h"
 #include "server/trust.h"
 #include "server/version.h"
 #include "spdlog/spdlog.h"
@@ -104,6 +107,7 @@ std::string ServerInfo(kernels::BackendKind backend, const std::string& device, 
 // In the order of construction; destroyed in the reverse of it.
 struct Server::Parts {
   Options options;
+  const absl::Time started = absl::Now();
   std::unique_ptr<kernels::Backend> backend;
   Gauges gauges;
   ProcessMetrics process;
@@ -118,6 +122,7 @@ struct Server::Parts {
   std::unique_ptr<grpc::Server> server;
   std::unique_ptr<Acceptor> acceptor;
   std::atomic<bool> ready{false};
+  std::unique_ptr<History> history;
   std::unique_ptr<MetricsServer> metrics_server;
 
   // What computes: memory, lanes, and what brings requests to them.
@@ -131,6 +136,8 @@ struct Server::Parts {
   // Whether all calls are answered and no new one will be read; else, since some take longer, calls are read as before.
   bool StopReading();
   void AddGauges();
+  // For the status page, as JSON.
+  std::string Status() const;
 };
 
 Batcher::Options Server::Parts::BatcherOptions(Surroundings& surroundings) {
@@ -194,9 +201,15 @@ absl::Status Server::Parts::Listen() {
   health = *std::move(started);
 
   AddGauges();
-  absl::StatusOr<std::unique_ptr<MetricsServer>> http =
-      MetricsServer::Start(*ParseAddress(options.metrics_listen), {&metrics->collectable(), &gauges, &process},
-                           [this] { return ready.load(); });
+  history = std::make_unique<History>(
+      History::Options(), metrics->collectable(),
+      std::vector<History::Gauge>{
+          {"Requests in the queue", [this] { return static_cast<double>(batcher->queue_requests()); }},
+          {"Output blocks in use", [this] { return static_cast<double>(pool->blocks_in_use()); }},
+          {"Connections", [this] { return static_cast<double>(acceptor->connections().size()); }}});
+  absl::StatusOr<std::unique_ptr<MetricsServer>> http = MetricsServer::Start(
+      *ParseAddress(options.metrics_listen), {&metrics->collectable(), &gauges, &process},
+      [this] { return ready.load(); }, [this] { return Status(); });
   if (!http.ok()) return http.status();
   metrics_server = *std::move(http);
   return absl::OkStatus();
@@ -285,6 +298,21 @@ void Server::Parts::AddGauges() {
   }
 }
 
+std::string Server::Parts::Status() const {
+  status::v1::Status status;
+  status.set_version(kVersion);
+  status.set_revision(kRevision);
+  status.set_backend(std::string(kernels::BackendName(active_backend())));
+  const bool lost = active_backend() != backend->kind();
+  status.set_device(lost ? absl::StrCat("in place of ", backend->device(), ", which has failed") : backend->device());
+  status.set_ready(ready);
+  *status.mutable_started() = google::protobuf::util::TimeUtil::NanosecondsToTimestamp(absl::ToUnixNanos(started));
+  *status.mutable_limits() = ToProto(options);
+  history->Describe(status);
+  Describe(service->slow_calls(), status);
+  return ToJson(status);
+}
+
 Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}
 
 absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Surroundings surroundings) {
@@ -329,6 +357,7 @@ Server::~Server() {
   // Its threads may still be on their way out of the last call: they are to be gone before the service is. Scrapes look
   // at it.
   parts_->metrics_server.reset();
+  parts_->history.reset();
   parts_->batcher.reset();
 }
 

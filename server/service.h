@@ -22,6 +22,7 @@
 #include "server/options.h"
 #include "server/output_pool.h"
 #include "server/reply_message.h"
+#include "server/slow_calls.h"
 #include "server/trust.h"
 
 namespace nsa::metadata::server {
@@ -84,6 +85,7 @@ struct CallContext {
   Delivered& delivered;
   const ServerInfos infos;
   const Callers callers{options};
+  SlowCalls slow_calls{options.slow_call_threshold, callers};
   AsyncService service;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
@@ -109,6 +111,7 @@ class Service {
   void Stop();
 
   int64_t live_calls() const { return context_.live.count(); }
+  const SlowCalls& slow_calls() const { return context_.slow_calls; }
 
  private:
   CallContext context_;

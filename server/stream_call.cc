@@ -173,12 +173,18 @@ TimePoint StreamCall::DeadlineOf(const v1::ExpandStreamRequest& message, TimePoi
                   arrived + std::chrono::seconds(seconds) + std::chrono::nanoseconds(message.timeout().nanos()));
 }
 
-void StreamCall::Answer(Item& item, Messages messages) {
+void StreamCall::Answer(Item& item, Messages messages, std::optional<v1::RefusalReason> refused,
+                        const std::optional<Journey>& journey) {
   {
     MutexLock lock(&mutex_);
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool last = i + 1 == messages.size();
-      outbox_.push_back({std::move(messages[i]), item.arrived(), last, last ? std::optional(item.id()) : std::nullopt});
+      outbox_.push_back({.message = std::move(messages[i]),
+                         .item_arrived = item.arrived(),
+                         .last = last,
+                         .refused = refused,
+                         .journey = journey,
+                         .frees_id = last ? std::optional(item.id()) : std::nullopt});
     }
     items_.erase(item.id());
     Pump();
@@ -190,14 +196,19 @@ void StreamCall::Refuse(Item& item, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   Messages answer;
   answer.push_back(Encode(item.id(), refusal));
-  Answer(item, std::move(answer));
+  Answer(item, std::move(answer), refusal.reason, std::nullopt);
 }
 
 void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   MutexLock lock(&mutex_);
   ++unanswered_;
-  outbox_.push_back({Encode(id, refusal), Clock::now(), /*last=*/true, /*frees_id=*/std::nullopt});
+  outbox_.push_back({.message = Encode(id, refusal),
+                     .item_arrived = Clock::now(),
+                     .last = true,
+                     .refused = refusal.reason,
+                     .journey = std::nullopt,
+                     .frees_id = std::nullopt});
   Pump();
 }
 
@@ -219,7 +230,11 @@ void StreamCall::OnWritten(bool ok) {
     if (ok) context_.metrics.Sent(Nanoseconds(write_started_, now));
     if (written.last) {
       --unanswered_;
-      context_.metrics.ItemHandled(Nanoseconds(written.item_arrived, now));
+      const uint64_t total_ns = Nanoseconds(written.item_arrived, now);
+      context_.metrics.ItemHandled(total_ns);
+      const auto refused = ok || written.refused ? written.refused : v1::REFUSAL_REASON_CANCELLED;
+      context_.slow_calls.Note(server_context_, Method::kExpandStream, refused, total_ns,
+                               Nanoseconds(write_started_, now), written.journey);
     }
     outbox_.pop_front();
     if (!ok) caller_gone_ = true;

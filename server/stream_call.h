@@ -45,7 +45,9 @@ class StreamCall {
    public:
     Item(StreamCall& call, uint64_t id) : call_(call), id_(id), arrived_(Clock::now()) {}
     bool cancelled() const override { return cancelled_ || call_.caller_gone_; }
-    void Reply(Messages reply) override { call_.Answer(*this, std::move(reply)); }
+    void Reply(Messages reply, const Journey& journey) override {
+      call_.Answer(*this, std::move(reply), std::nullopt, journey);
+    }
     void Refuse(const Refusal& refusal) override { call_.Refuse(*this, refusal); }
     void Cancel() { cancelled_ = true; }
     uint64_t id() const { return id_; }
@@ -61,6 +63,9 @@ class StreamCall {
     ReplyMessage message;
     TimePoint item_arrived;
     bool last;  // of its item's
+    // Of a last one: why its item was refused, or how it was computed.
+    std::optional<v1::RefusalReason> refused;
+    std::optional<Journey> journey;
     // The id that the caller may use again once this is written.
     std::optional<uint64_t> frees_id;
   };
@@ -83,7 +88,8 @@ class StreamCall {
   // The item's timeout, or max_rpc_duration if that comes first.
   TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
 
-  void Answer(Item& item, Messages messages) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Answer(Item& item, Messages messages, std::optional<v1::RefusalReason> refused,
+              const std::optional<Journey>& journey) ABSL_LOCKS_EXCLUDED(mutex_);
   void Refuse(Item& item, const Refusal& refusal);
   // Refuses what never became an item in flight.
   void RefuseMessage(uint64_t id, const Refusal& refusal);

@@ -9,6 +9,7 @@
 #include "server/account.h"
 #include "server/clock.h"
 #include "server/codec.h"
+#include "server/journey.h"
 #include "server/output_pool.h"
 #include "server/recycled.h"
 #include "server/refusal.h"
@@ -21,7 +22,7 @@ class Responder {
  public:
   // Whether the caller is known to have given up. Any thread.
   virtual bool cancelled() const = 0;
-  virtual void Reply(Messages reply) = 0;
+  virtual void Reply(Messages reply, const Journey& journey) = 0;
   virtual void Refuse(const Refusal& refusal) = 0;
 
  protected:
@@ -54,7 +55,9 @@ class Task : public Recycled<Task> {
   // Makes the lengths that `expansion` has in `request` this object's own.
   void TakeLengths(v1::ExpandRequest* request);
   bool cancelled() const { return responder_->cancelled(); }
-  void Reply(Messages reply) { std::exchange(responder_, nullptr)->Reply(std::move(reply)); }
+  void Reply(Messages reply, const Journey& journey) {
+    std::exchange(responder_, nullptr)->Reply(std::move(reply), journey);
+  }
   void Refuse(const Refusal& refusal) { std::exchange(responder_, nullptr)->Refuse(refusal); }
 
   Expansion expansion;

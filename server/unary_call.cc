@@ -60,7 +60,8 @@ TimePoint UnaryCall::Deadline() const {
   return std::min(TimePoint(std::chrono::seconds(seconds) + std::chrono::nanoseconds(deadline.tv_nsec)), longest);
 }
 
-void UnaryCall::Send(ReplyMessage reply) {
+void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) {
+  journey_ = journey;
   answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = grpc::StatusCode::OK;
   writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
@@ -73,15 +74,18 @@ void UnaryCall::SendRefusal(const Refusal& refusal) {
   }
   answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = refusal.code;
+  refused_ = refusal.reason;
   writer_.FinishWithError(ToStatus(refusal), Started(&sent_tag_));
 }
 
 void UnaryCall::OnSent(bool ok) {
   const TimePoint now = Clock::now();
-  context_.metrics.CallHandled(method_, code_, Nanoseconds(arrived_, now));
-  if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) {
-    context_.metrics.Sent(Nanoseconds(TimePoint(Clock::duration(answered_.load(std::memory_order_relaxed))), now));
-  }
+  const uint64_t total_ns = Nanoseconds(arrived_, now);
+  const uint64_t send_ns = Nanoseconds(TimePoint(Clock::duration(answered_.load(std::memory_order_relaxed))), now);
+  context_.metrics.CallHandled(method_, code_, total_ns);
+  if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) context_.metrics.Sent(send_ns);
+  if (!ok && !refused_) refused_ = v1::REFUSAL_REASON_CANCELLED;  // or out of reach
+  context_.slow_calls.Note(server_context_, method_, refused_, total_ns, send_ns, journey_);
   if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.Cancelled(Stage::kSend);
   Unref();
 }
@@ -110,7 +114,7 @@ class ExpandCall final : public UnaryCall, public Responder, public Recycled<Exp
   ExpandCall(CallContext& context, CallQueue& queue) : UnaryCall(Method::kExpand, context, queue) { AwaitCall(); }
 
   bool cancelled() const override { return caller_gone(); }
-  void Reply(Messages reply) override { Send(std::move(reply.front())); }
+  void Reply(Messages reply, const Journey& journey) override { Send(std::move(reply.front()), journey); }
   void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
 
  private:

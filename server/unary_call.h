@@ -31,7 +31,7 @@ class UnaryCall : public CallQueue::Call {
 
   void AwaitCall();
   // Any thread. The object may be gone when they return.
-  void Send(ReplyMessage reply);
+  void Send(ReplyMessage reply, const std::optional<Journey>& journey = std::nullopt);
   void SendRefusal(const Refusal& refusal);
 
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
@@ -64,6 +64,8 @@ class UnaryCall : public CallQueue::Call {
   // Clock's ticks; 0: not yet. Written by whoever answers.
   std::atomic<Clock::rep> answered_{0};
   grpc::StatusCode code_ = grpc::StatusCode::OK;
+  std::optional<v1::RefusalReason> refused_;
+  std::optional<Journey> journey_;
   std::atomic<bool> cancelled_{false};
   // The answer sent, and the call done.
   std::atomic<int> pending_events_{2};

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
-# --full builds and runs the container image too.
+# --full: also what the proxy in front stops (Envoy), the status page in Chromium, and the container image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -61,6 +61,11 @@ if $full; then
   stage "reliability: behind Envoy"
   make_venv reliability
   tests/reliability/run.sh proxy
+
+  stage "status page in Chromium"
+  deploy/local/install.sh tests/page/packages.txt
+  make_venv page
+  build/venv-page/bin/python -m pytest -q tests/page
 fi
 
 stage "deployment: Kubernetes manifests"

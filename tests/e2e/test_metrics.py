@@ -161,7 +161,7 @@ def test_limits_in_the_metrics_are_those_of_server_info(server, stubs, pb):
 
 @pytest.mark.parametrize(
     ("path", "status"),
-    [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/", 404), ("/nothing", 404), ("/metrics/more", 404)],
+    [("/healthz", 200), ("/readyz", 200), ("/metrics", 200), ("/", 200), ("/status.json", 200), ("/nothing", 404), ("/metrics/more", 404)],
 )
 def test_http_paths(server, path, status):
     assert server.get(path)[0] == status

@@ -586,6 +586,8 @@ def r8(row, pb, scale):
         row.figure("(b) p99 within 2 s of the load's end", "as before",
                    f"{p99_ms(after):.2f} ms, before {p99_ms(quiet):.2f} ms", p99_ms(after) <= 2 * p99_ms(quiet), timed=True)
         probes.into(row)
+        ended = server.metrics().total("nsa_metadata_connections_ended_total", reason="undelivered")
+        row.figure("connections of callers that gave up, taken for attackers", "0", f"{ended:.0f}", ended == 0)
         books_balance(row, server)
 
 

@@ -49,6 +49,8 @@ TEST(OptionsTest, NamesTheFlagAndTheValueItRefuses) {
   ExpectRefused([](Options& o) { o.trusted_proxies = {"10.0.0.0/99"}; }, "trusted_proxies", "10.0.0.0/99");
   ExpectRefused([](Options& o) { o.caller_metadata = "X-Caller"; }, "caller_metadata", "X-Caller");
   ExpectRefused([](Options& o) { o.caller_metadata = "x-caller"; }, "trusted_proxies", "");
+  ExpectRefused([](Options& o) { o.log_format = "xml"; }, "log_format", "=xml");
+  ExpectRefused([](Options& o) { o.slow_call_threshold = absl::Seconds(-1); }, "slow_call_threshold", "-1s");
   ExpectRefused([](Options& o) { o.listen = {}; }, "listen", "");
   ExpectRefused([](Options& o) { o.listen = {"127.0.0.1"}; }, "listen", "127.0.0.1");
   ExpectRefused([](Options& o) { o.metrics_listen = "unix:/tmp/x"; }, "metrics_listen", "unix:/tmp/x");

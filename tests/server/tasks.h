@@ -17,7 +17,7 @@ namespace nsa::metadata::server {
 class RecordingResponder final : public Responder {
  public:
   bool cancelled() const override { return cancelled_; }
-  void Reply(Messages reply) override {
+  void Reply(Messages reply, const Journey&) override {
     MutexLock lock(&mutex_);
     ++answers_;
     answered_.SignalAll();

@@ -1,0 +1,75 @@
+// The calls that took long: where their time went, in the log and for the status page.
+#pragma once
+
+#include <cstddef>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
+#include "grpcpp/server_context.h"
+#include "nsa/metadata/v1/metadata.pb.h"
+#include "server/callers.h"
+#include "server/clock.h"
+#include "server/journey.h"
+#include "server/log.h"
+#include "server/metrics.h"
+#include "server/mutex.h"
+
+namespace nsa::metadata::server {
+
+struct SlowCall {
+  absl::Time ended;
+  // "Expand", or "ExpandStream" for a stream's item.
+  std::string_view method;
+  // "ok", or why it was not.
+  std::string outcome;
+  // Who called, and what it calls its own request; see TraceparentOf.
+  std::string caller;
+  std::string traceparent;
+  uint64_t total_ns = 0;
+  // How long gRPC took to send the answer.
+  uint64_t send_ns = 0;
+  // Nothing where nothing was computed.
+  std::optional<Journey> journey;
+};
+
+// The call's traceparent (W3C Trace Context); empty where there is none of the form that it has to have.
+std::string TraceparentOf(const grpc::ServerContextBase& call);
+
+// Thread-safe.
+class SlowCalls {
+ public:
+  // `threshold` 0: none is slow. Logs up to ten a second, and says how many more there were.
+  SlowCalls(absl::Duration threshold, const Callers& callers)
+      : threshold_ns_(threshold > absl::ZeroDuration() ? absl::ToInt64Nanoseconds(threshold) : INT64_MAX),
+        callers_(callers) {}
+
+  // Notes a call, or a stream's item, that took `total_ns` if that is long.
+  void Note(const grpc::ServerContextBase& call, Method method, std::optional<v1::RefusalReason> refused,
+            uint64_t total_ns, uint64_t send_ns, const std::optional<Journey>& journey) {
+    if (total_ns < threshold_ns_) [[likely]]
+      return;
+    NoteSlow(call, method, refused, total_ns, send_ns, journey);
+  }
+
+  // The last of them, the latest first.
+  std::vector<SlowCall> Last() const;
+
+ private:
+  static constexpr size_t kKept = 50;
+
+  void NoteSlow(const grpc::ServerContextBase& call, Method method, std::optional<v1::RefusalReason> refused,
+                uint64_t total_ns, uint64_t send_ns, const std::optional<Journey>& journey);
+
+  const uint64_t threshold_ns_;
+  const Callers& callers_;
+  LogLimit limit_{10};
+  mutable Mutex mutex_;
+  std::deque<SlowCall> last_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace nsa::metadata::server
