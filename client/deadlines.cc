@@ -27,6 +27,7 @@ void Deadlines::Clear() {
   MutexLock lock(&mutex_);
   removed.swap(waiting_);
   if (alarm_set_) alarm_->Cancel();
+  while (alarm_set_) alarm_done_.Wait(mutex_);
 }
 
 void Deadlines::SetAlarm() {
@@ -45,15 +46,19 @@ void Deadlines::SetAlarm() {
 
 void Deadlines::OnAlarm() {
   std::vector<std::function<void()>> passed;
+  // It keeps this alive, and would for ever.
+  std::unique_ptr<grpc::Alarm> done;
   {
     MutexLock lock(&mutex_);
     alarm_set_ = false;
+    done = std::move(alarm_);
     const absl::Time now = absl::Now();
     while (!waiting_.empty() && waiting_.begin()->first.first <= now) {
       passed.push_back(std::move(waiting_.begin()->second));
       waiting_.erase(waiting_.begin());
     }
     SetAlarm();
+    alarm_done_.SignalAll();
   }
   for (const std::function<void()>& run : passed) run();
 }

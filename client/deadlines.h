@@ -28,7 +28,7 @@ class Deadlines : public std::enable_shared_from_this<Deadlines> {
   Id Add(absl::Time deadline, std::function<void()> passed);
   // Whether it was still there; else it has run, or is about to.
   bool Remove(const Id& id);
-  // Forgets all that is there.
+  // Forgets all that is there, and blocks until nothing is left to run. Nothing may be added any more.
   void Clear();
 
  private:
@@ -36,6 +36,7 @@ class Deadlines : public std::enable_shared_from_this<Deadlines> {
   void OnAlarm();
 
   Mutex mutex_;
+  CondVar alarm_done_;
   std::map<Id, std::function<void()>> waiting_ ABSL_GUARDED_BY(mutex_);
   uint64_t next_ ABSL_GUARDED_BY(mutex_) = 0;
   // Set for `alarm_at_`, and not run yet. Until then it keeps this alive.

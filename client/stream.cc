@@ -119,6 +119,7 @@ absl::Status ExpandStream::Close(std::optional<absl::Time> deadline) {
     MutexLock lock(&mutex_);
     closed_ = true;
     Pump();
+    CutIfForNobody();
     changed_.SignalAll();
     while (!Idle() && absl::Now() < effective) changed_.WaitUntil(mutex_, effective);
     if (Idle()) return end_status_;
@@ -207,11 +208,19 @@ void ExpandStream::OnExpiry() {
       it = Expire(item, it->first) ? items_.erase(it) : std::next(it);
     }
     SetExpiry(next + Deadlines::kGrace);
+    CutIfForNobody();
     ++reporting_;
     Pump();
     changed_.SignalAll();
   }
   Report(std::move(answers));
+}
+
+void ExpandStream::CutIfForNobody() {
+  const auto expired = [](const auto& item) { return item.second->expired; };
+  if (!closed_ || call_ == nullptr || items_.empty() || !std::ranges::all_of(items_, expired)) return;
+  if (abort_status_.ok()) abort_status_ = absl::DeadlineExceededError("the server did not answer all items in time");
+  call_->Cancel();
 }
 
 bool ExpandStream::Expire(Item& item, uint64_t request_id) {
@@ -229,6 +238,7 @@ bool ExpandStream::Expire(Item& item, uint64_t request_id) {
 
 void ExpandStream::SetExpiry(absl::Time when) {
   if (when == absl::InfiniteFuture()) return;
+  when = std::max(when, absl::UnixEpoch());  // gRPC takes what is before for never
   if (expiring_) {
     // It runs at once then, and sets the next one.
     if (when < expiry_at_) expiry_->Cancel();

@@ -69,7 +69,8 @@ class ExpandStream {
   void Cancel(uint64_t request_id);
 
   // Takes no more requests, and blocks until all answers are there and their callbacks have returned. At `deadline`,
-  // unset: ClientOptions.timeout from now, the items without an answer get DEADLINE_EXCEEDED and the call is cut.
+  // unset: ClientOptions.timeout from now, the items without an answer get DEADLINE_EXCEEDED and the call is cut; a
+  // peer that takes nothing may hold it up until its connection is given up (ClientOptions.keepalive_timeout).
   // Answers how the last call ended.
   absl::Status Close(std::optional<absl::Time> deadline = std::nullopt);
 
@@ -113,6 +114,8 @@ class ExpandStream {
   std::vector<Answer> End(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Takes `item` out of what is to be answered; true if the server can't know of it, so that it is to be forgotten.
   bool Expire(Item& item, uint64_t request_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Once it is closed: ends a call that can only bring answers to items whose time has passed.
+  void CutIfForNobody() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Sees to it that OnExpiry comes by `when`.
   void SetExpiry(absl::Time when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The stream may be gone after this.

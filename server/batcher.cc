@@ -82,6 +82,11 @@ bool Batcher::IsLong() const {
   return queue_.total_tokens() > options_.max_inline_tokens || queue_.WorkWaiting() > options_.max_inline_time;
 }
 
+size_t Batcher::busy_lanes() const {
+  MutexLock lock(&mutex_);
+  return lanes_.size() - free_lanes_.size();
+}
+
 size_t Batcher::queue_requests() const {
   MutexLock lock(&mutex_);
   return queue_.size();

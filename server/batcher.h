@@ -61,6 +61,8 @@ class Batcher {
   std::optional<Refusal> Submit(std::unique_ptr<Task>* task);
 
   size_t queue_requests() const;
+  // Lanes that compute.
+  size_t busy_lanes() const;
 
   // Whether a lane has failed: what it had at hand, and all from then on, is computed by the CPU, in the pool's spare
   // memory.

@@ -1,6 +1,7 @@
 // What is checked of a call before its message.
 #pragma once
 
+#include <cstdint>
 #include <optional>
 
 #include "grpcpp/server_context.h"
@@ -10,8 +11,12 @@
 
 namespace nsa::metadata::server {
 
-// Refuses what the authorization policy does not allow, and metadata that take more than max_metadata_bytes, as HTTP/2
-// counts a header list: gRPC's own limit lets some of them pass.
-std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, const CallContext& context);
+// What a call's metadata take, as HTTP/2 counts a header list.
+int64_t MetadataBytes(const grpc::ServerContextBase& call);
+
+// Refuses what the authorization policy does not allow, and metadata of more than max_metadata_bytes: gRPC's own limit
+// lets some of them pass.
+std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
+                                 const CallContext& context);
 
 }  // namespace nsa::metadata::server

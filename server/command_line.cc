@@ -26,7 +26,7 @@ ABSL_FLAG(std::vector<std::string>, listen, kDefault.listen,
           "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas");
 ABSL_FLAG(std::string, health_listen, kDefault.health_listen, "Where to serve grpc.health.v1");
 ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
-          "Where to serve /metrics, /healthz and /readyz over HTTP");
+          "Where to serve the status page, /metrics, /healthz and /readyz over HTTP");
 ABSL_FLAG(std::string, tls_certificate, kDefault.trust.tls.certificate,
           "PEM file of the server's certificate and those that lead to its root; empty: plain text");
 ABSL_FLAG(std::string, tls_key, kDefault.trust.tls.key, "PEM file of its key");

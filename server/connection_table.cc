@@ -10,7 +10,10 @@
 #include <algorithm>
 #include <chrono>
 #include <climits>
+#include <functional>
 #include <optional>
+#include <utility>
+#include <vector>
 
 namespace nsa::metadata::server {
 namespace {
@@ -57,7 +60,11 @@ constexpr double kLeastBytesPerSecond = 16 * 1024;
 // What peers send beside requests: for every so many bytes that they take, one of WINDOW_UPDATEs; and so many bytes a
 // second of PINGs.
 constexpr uint64_t kTakenPerUpdate = 64;
-constexpr double kPingBytesPerSecond = 1024;
+constexpr double kPingBytesPerSecond = 64;
+
+// Seconds without a request, between which they count.
+constexpr double kLeastAge = 1;
+constexpr double kMostAge = 10;
 
 }  // namespace
 
@@ -140,44 +147,49 @@ bool ConnectionTable::Stalled(int fd, Connection& connection, TimePoint now, Clo
 size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
   MutexLock lock(&mutex_);
   undelivered_bytes_ = 0;
-  for (auto& [fd, connection] : connections_) {
-    CountUndelivered(fd, connection, now);
-    undelivered_bytes_ += connection.undelivered;
-  }
-  size_t ended = 0;
-  const auto worse = [now](const auto& a, const auto& b) {
-    const auto weight = [now](const Connection& c) {
-      return static_cast<double>(c.undelivered) * std::chrono::duration<double>(now - c.asked).count();
-    };
-    return weight(a.second) < weight(b.second);
-  };
-  while (undelivered_bytes_ > max_bytes) {
-    const auto worst = std::max_element(connections_.begin(), connections_.end(), worse);
-    undelivered_bytes_ -= worst->second.undelivered;
-    if (Inode(worst->first) == worst->second.inode) {
-      Reset(worst->first);
-      ++ended;
+  for (auto it = connections_.begin(); it != connections_.end();) {
+    if (CountUndelivered(it->first, it->second, now)) {
+      undelivered_bytes_ += it->second.undelivered;
+      ++it;
+    } else {
+      it = connections_.erase(it);
     }
-    connections_.erase(worst);
+  }
+  if (undelivered_bytes_ <= max_bytes) return 0;
+  std::vector<std::pair<double, int>> worst;
+  for (const auto& [fd, connection] : connections_) {
+    // The age counts, so that a request on its way is spared, and not so much that a call now and then spares all else.
+    const double age = std::chrono::duration<double>(now - connection.asked).count();
+    const double weight = static_cast<double>(connection.undelivered) * std::clamp(age, kLeastAge, kMostAge);
+    if (connection.undelivered > 0) worst.emplace_back(weight, fd);
+  }
+  std::ranges::sort(worst, std::greater());
+  size_t ended = 0;
+  for (const auto& [weight, fd] : worst) {
+    if (undelivered_bytes_ <= max_bytes) break;
+    const auto connection = connections_.find(fd);
+    undelivered_bytes_ -= connection->second.undelivered;
+    Reset(fd);
+    ++ended;
+    connections_.erase(connection);
   }
   return ended;
 }
 
-void ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint now) const {
-  if (connection.slot == kNoSlot) return;
-  const std::optional<tcp_info> info = TcpInfo(fd);
-  // What waits in the kernel is no memory of gRPC's yet.
+bool ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint now) const {
+  if (connection.slot == kNoSlot) return true;
+  // Before what has come: a request that is delivered meanwhile is in what came next time.
+  const uint64_t delivered = delivered_.At(connection.slot);
+  // What waits in the kernel is no memory of gRPC's yet. Asked before the total: what comes meanwhile counts next time.
   int unread = 0;
   ioctl(fd, SIOCINQ, &unread);
-  if (!info || Inode(fd) != connection.inode) {
-    connection.undelivered = 0;  // it is gone
-    return;
-  }
-  const uint64_t received = info->tcpi_bytes_received - std::min<uint64_t>(unread, info->tcpi_bytes_received);
+  const std::optional<tcp_info> info = TcpInfo(fd);
+  if (!info || Inode(fd) != connection.inode) return false;
+  const uint64_t unread_bytes = std::min<uint64_t>(unread, info->tcpi_bytes_received);
+  const uint64_t received = std::max<uint64_t>(connection.received, info->tcpi_bytes_received - unread_bytes);
   const uint64_t taken = info->tcpi_bytes_acked;
-  const uint64_t delivered = delivered_.At(connection.slot);
   const double seconds = std::chrono::duration<double>(now - connection.looked).count();
-  const uint64_t came = connection.undelivered + (received - std::min(received, connection.received));
+  const uint64_t came = connection.undelivered + received - connection.received;
   const uint64_t accounted = (delivered - connection.delivered) + (taken - connection.taken) / kTakenPerUpdate +
                              static_cast<uint64_t>(kPingBytesPerSecond * seconds);
   connection.undelivered = came - std::min(came, accounted);
@@ -189,6 +201,7 @@ void ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint
   connection.received = received;
   connection.taken = taken;
   connection.delivered = delivered;
+  return true;
 }
 
 uint64_t ConnectionTable::undelivered_bytes() const {

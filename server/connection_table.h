@@ -69,7 +69,8 @@ class ConnectionTable {
     uint64_t allowance = kAllowance;
     TimePoint asked = {};
   };
-  void CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // False if it is gone.
+  bool CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 

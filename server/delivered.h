@@ -24,11 +24,16 @@ DeliverySlot SlotOf(const std::optional<Peer>& peer);
 // Counts what reached the service. Thread-safe.
 class Delivered {
  public:
-  // What a request may have cost on the wire beside its own bytes: metadata, frames, TLS records.
-  static constexpr uint64_t kOverhead = 16 << 10;
+  // What a request may have cost on the wire beside its metadata and its message: frames and TLS records, for each so
+  // many bytes one more.
+  static constexpr uint64_t kOverhead = 512;
+  static constexpr uint64_t kFramed = 64;
 
-  // A request of so many bytes came.
-  void Add(DeliverySlot slot, size_t bytes) { bytes_[slot].fetch_add(bytes + kOverhead, std::memory_order_relaxed); }
+  // A request came, of so many bytes of metadata and message.
+  void Add(DeliverySlot slot, size_t bytes) {
+    if (slot == kNoSlot) return;
+    bytes_[slot].fetch_add(bytes + bytes / kFramed + kOverhead, std::memory_order_relaxed);
+  }
   // Bytes that the requests so far account for; wraps around.
   uint64_t At(DeliverySlot slot) const { return bytes_[slot].load(std::memory_order_relaxed); }
 

@@ -8,6 +8,7 @@
 #include "grpcpp/support/async_stream.h"
 #include "grpcpp/support/async_unary_call.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
+#include "server/check_call.h"
 #include "server/completion_queue.h"
 
 namespace nsa::metadata::server {
@@ -20,9 +21,9 @@ namespace {
 // Checks that a queue waits for at once.
 constexpr int kChecksWaiting = 4;
 
-class CheckCall {
+class Check {
  public:
-  CheckCall(HealthService& health, grpc::ServerCompletionQueue& queue)
+  Check(HealthService& health, grpc::ServerCompletionQueue& queue)
       : place_(health.live()), health_(health), queue_(queue) {
     health_.service().RequestCheck(&context_, &request_, &writer_, &queue_, &queue_, Started(&arrived_tag_));
   }
@@ -35,7 +36,7 @@ class CheckCall {
     }
     place_.Begin();
     health_.Arrived(context_);
-    new CheckCall(health_, queue_);
+    new Check(health_, queue_);
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
     if (response.status() == HealthCheckResponse::SERVICE_UNKNOWN) {
@@ -54,8 +55,8 @@ class CheckCall {
   grpc::ServerContext context_;
   HealthCheckRequest request_;
   grpc::ServerAsyncResponseWriter<HealthCheckResponse> writer_{&context_};
-  MemberTag<CheckCall> arrived_tag_{this, &CheckCall::OnArrived};
-  MemberTag<CheckCall> sent_tag_{this, &CheckCall::OnSent};
+  MemberTag<Check> arrived_tag_{this, &Check::OnArrived};
+  MemberTag<Check> sent_tag_{this, &Check::OnSent};
 };
 
 }  // namespace
@@ -156,8 +157,13 @@ class WatchCall {
 };
 
 void HealthService::AwaitCalls(grpc::ServerCompletionQueue& queue) {
-  for (int i = 0; i < kChecksWaiting; ++i) new CheckCall(*this, queue);
+  for (int i = 0; i < kChecksWaiting; ++i) new Check(*this, queue);
   new WatchCall(*this, queue);
+}
+
+void HealthService::Arrived(const grpc::ServerContext& call) {
+  if (delivered_ == nullptr) return;
+  delivered_->Add(SlotOf(ParsePeer(call.peer())), static_cast<size_t>(MetadataBytes(call)));
 }
 
 void HealthService::SetServing(bool serving) {

@@ -40,9 +40,7 @@ class HealthService {
   // For its calls.
   AsyncService& service() { return service_; }
   LiveCalls& live() { return live_; }
-  void Arrived(const grpc::ServerContext& call) {
-    if (delivered_ != nullptr) delivered_->Add(SlotOf(ParsePeer(call.peer())), 0);
-  }
+  void Arrived(const grpc::ServerContext& call);
   // SERVICE_UNKNOWN for other names.
   ServingStatus StatusOf(const std::string& name);
   void Add(WatchCall* watch);

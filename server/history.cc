@@ -55,7 +55,7 @@ void History::Run() {
   for (;;) {
     {
       MutexLock lock(&mutex_);
-      next += options_.period;
+      next = std::max(next + options_.period, Clock::now());  // no looks to catch up with
       while (!stop_ && Clock::now() < next) stop_changed_.WaitUntil(mutex_, next);
       if (stop_) return;
     }
@@ -64,7 +64,7 @@ void History::Run() {
 }
 
 void History::Look(absl::Time now) {
-  Sample sample = {.time = now, .values = {}, .gauges = {}};
+  Sample sample = {.time = now, .looked = Clock::now(), .values = {}, .gauges = {}};
   for (const auto& [name, read] : gauges_) sample.gauges.push_back(read());
   std::vector<Series> series;
   for (const prometheus::MetricFamily& family : metrics_.Collect()) {
@@ -129,7 +129,7 @@ void History::AddRates(Chart& chart, std::string_view name, const std::string& l
     AddLine(chart, value, [&at = at](const Sample& from, const Sample& to) {
       double more = 0;
       for (const size_t place : at) more += to.values[place] - from.values[place];
-      return more / absl::ToDoubleSeconds(to.time - from.time);
+      return more / std::chrono::duration<double>(to.looked - from.looked).count();
     });
   }
 }

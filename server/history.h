@@ -53,6 +53,7 @@ class History {
   };
   struct Sample {
     absl::Time time;
+    TimePoint looked;  // by a clock that is never set
     std::vector<double> values;
     std::vector<double> gauges;
   };

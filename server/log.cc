@@ -55,7 +55,11 @@ class JsonFormatter final : public spdlog::formatter {
 };
 
 std::string TextOf(const LogFields::value_type::second_type& value) {
-  if (const auto* text = std::get_if<std::string>(&value)) return text->empty() ? "-" : Printable(*text);
+  if (const auto* text = std::get_if<std::string>(&value)) {
+    // What could be taken for the next field is quoted, with its quotes escaped.
+    const bool plain = !text->empty() && text->find_first_of(" =\"") == std::string::npos;
+    return plain ? Printable(*text) : absl::StrCat("\"", Printable(*text), "\"");
+  }
   if (const auto* number = std::get_if<double>(&value)) return absl::StrCat(*number);
   return absl::StrCat(std::get<int64_t>(value));
 }

@@ -1,5 +1,7 @@
 #include "server/other_call.h"
 
+#include "server/check_call.h"
+
 namespace nsa::metadata::server {
 
 OtherCall::OtherCall(CallContext& context, CallQueue& queue) : place_(context.live), context_(context), queue_(queue) {
@@ -14,7 +16,8 @@ void OtherCall::OnArrived(bool ok) {
   arrived_ = Clock::now();
   place_.Begin();
   context_.metrics.CallStarted(Method::kOther);
-  context_.delivered.Add(context_.callers.CallerOf(server_context_).slot, 0);
+  context_.delivered.Add(context_.callers.CallerOf(server_context_).slot,
+                         static_cast<size_t>(MetadataBytes(server_context_)));
   Await(context_, queue_);
   stream_.Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"), Started(&sent_tag_));
 }

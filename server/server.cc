@@ -26,6 +26,7 @@
 #include "server/limits.h"
 #include "server/metrics.h"
 #include "server/metrics_server.h"
+#include "server/mutex.h"
 #include "server/output_pool.h"
 #include "server/server_options.h"
 #include "server/service.h"
@@ -123,6 +124,9 @@ struct Server::Parts {
   std::unique_ptr<Acceptor> acceptor;
   std::atomic<bool> ready{false};
   std::unique_ptr<History> history;
+  Mutex status_mutex;
+  std::string status_json ABSL_GUARDED_BY(status_mutex);
+  TimePoint status_made ABSL_GUARDED_BY(status_mutex);
   std::unique_ptr<MetricsServer> metrics_server;
 
   // What computes: memory, lanes, and what brings requests to them.
@@ -137,7 +141,7 @@ struct Server::Parts {
   bool StopReading();
   void AddGauges();
   // For the status page, as JSON.
-  std::string Status() const;
+  std::string Status() ABSL_LOCKS_EXCLUDED(status_mutex);
 };
 
 Batcher::Options Server::Parts::BatcherOptions(Surroundings& surroundings) {
@@ -205,8 +209,9 @@ absl::Status Server::Parts::Listen() {
       History::Options(), metrics->collectable(),
       std::vector<History::Gauge>{
           {"Requests in the queue", [this] { return static_cast<double>(batcher->queue_requests()); }},
+          {"Lanes at work", [this] { return static_cast<double>(batcher->busy_lanes()); }},
           {"Output blocks in use", [this] { return static_cast<double>(pool->blocks_in_use()); }},
-          {"Connections", [this] { return static_cast<double>(acceptor->connections().size()); }}});
+          {"Connections", [this] { return static_cast<double>(acceptor->connections().Sweep()); }}});
   absl::StatusOr<std::unique_ptr<MetricsServer>> http = MetricsServer::Start(
       *ParseAddress(options.metrics_listen), {&metrics->collectable(), &gauges, &process},
       [this] { return ready.load(); }, [this] { return Status(); });
@@ -298,7 +303,12 @@ void Server::Parts::AddGauges() {
   }
 }
 
-std::string Server::Parts::Status() const {
+std::string Server::Parts::Status() {
+  // Those who look at the same time get the same.
+  MutexLock lock(&status_mutex);
+  const TimePoint now = Clock::now();
+  if (!status_json.empty() && now - status_made < std::chrono::seconds(1)) return status_json;
+  status_made = now;
   status::v1::Status status;
   status.set_version(kVersion);
   status.set_revision(kRevision);
@@ -310,7 +320,7 @@ std::string Server::Parts::Status() const {
   *status.mutable_limits() = ToProto(options);
   history->Describe(status);
   Describe(service->slow_calls(), status);
-  return ToJson(status);
+  return status_json = ToJson(status);
 }
 
 Server::Server(std::unique_ptr<Parts> parts) : parts_(std::move(parts)) {}

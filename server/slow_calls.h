@@ -31,7 +31,7 @@ struct SlowCall {
   std::string caller;
   std::string traceparent;
   uint64_t total_ns = 0;
-  // How long gRPC took to send the answer.
+  // How long gRPC took to send the answer; of an item of many messages, the last of them.
   uint64_t send_ns = 0;
   // Nothing where nothing was computed.
   std::optional<Journey> journey;

@@ -44,14 +44,15 @@ void StreamCall::OnArrived(bool ok) {
   context_.metrics.CallStarted(Method::kExpandStream);
   Await(context_, queue_);
   caller_ = context_.callers.CallerOf(server_context_);
-  context_.delivered.Add(caller_.slot, 0);
+  const int64_t metadata_bytes = MetadataBytes(server_context_);
+  context_.delivered.Add(caller_.slot, static_cast<size_t>(metadata_bytes));
   {
     MutexLock lock(&mutex_);
     last_message_ = arrived_;
   }
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
-  refusal_ = CheckCall(server_context_, Method::kExpandStream, context_);
+  refusal_ = CheckCall(server_context_, Method::kExpandStream, metadata_bytes, context_);
   reads_done_ = refusal_.has_value();
   draining_ = draining_ || draining;
   Pump();
@@ -221,6 +222,7 @@ ReplyMessage StreamCall::Encode(uint64_t id, const Refusal& refusal) {
 }
 
 void StreamCall::OnWritten(bool ok) {
+  std::optional<Answered> answered;  // noted without the lock: it may be written to a log that nobody reads
   {
     MutexLock lock(&mutex_);
     writing_ = false;
@@ -233,12 +235,18 @@ void StreamCall::OnWritten(bool ok) {
       const uint64_t total_ns = Nanoseconds(written.item_arrived, now);
       context_.metrics.ItemHandled(total_ns);
       const auto refused = ok || written.refused ? written.refused : v1::REFUSAL_REASON_CANCELLED;
-      context_.slow_calls.Note(server_context_, Method::kExpandStream, refused, total_ns,
-                               Nanoseconds(write_started_, now), written.journey);
+      answered = {.refused = refused,
+                  .journey = written.journey,
+                  .total_ns = total_ns,
+                  .send_ns = Nanoseconds(write_started_, now)};
     }
     outbox_.pop_front();
     if (!ok) caller_gone_ = true;
     Pump();
+  }
+  if (answered) {
+    context_.slow_calls.Note(server_context_, Method::kExpandStream, answered->refused, answered->total_ns,
+                             answered->send_ns, answered->journey);
   }
   EndOperation();
 }

@@ -70,6 +70,14 @@ class StreamCall {
     std::optional<uint64_t> frees_id;
   };
 
+  // An item whose last message was written.
+  struct Answered {
+    std::optional<v1::RefusalReason> refused;
+    std::optional<Journey> journey;
+    uint64_t total_ns;
+    uint64_t send_ns;
+  };
+
   StreamCall(CallContext& context, CallQueue& queue);
   ~StreamCall() = default;
 

@@ -39,9 +39,10 @@ void UnaryCall::OnArrived(bool ok) {
   queue_.Watch(*this);
   context_.metrics.CallStarted(method_);
   caller_ = context_.callers.CallerOf(server_context_);
-  context_.delivered.Add(caller_.slot, request_.Length());
+  const int64_t metadata_bytes = MetadataBytes(server_context_);
+  context_.delivered.Add(caller_.slot, request_.Length() + static_cast<size_t>(metadata_bytes));
   MakeSuccessor();
-  if (const std::optional<Refusal> refusal = CheckCall(server_context_, method_, context_)) {
+  if (const std::optional<Refusal> refusal = CheckCall(server_context_, method_, metadata_bytes, context_)) {
     SendRefusal(*refusal);
   } else {
     Handle();

@@ -24,9 +24,9 @@ def output(*command):
 
 
 def compiled(build, target):
-    """Objects that `target` is linked from, its archives' too, and archives that come from elsewhere."""
+    """Objects that `target` is linked from, its archives' too, and archives and data that come from elsewhere."""
     lines = output("ninja", "-C", build, "-t", "inputs", target).split()
-    return {line for line in lines if line.endswith(".o")}, {Path(line) for line in lines if line.startswith("/") and line.endswith(".a")}
+    return {line for line in lines if line.endswith(".o")}, {Path(line) for line in lines if line.startswith("/") and (line.endswith(".a") or "/share/" in line)}
 
 
 def headers(build, objects):
@@ -65,8 +65,17 @@ class Packages:
         sys.exit(f"{path} belongs to no package")
 
 
+def from_pypi():
+    """{name: version} of the definitions that were fetched and compiled in."""
+    lines = (Path(__file__).resolve().parents[2] / "proto" / "requirements.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
 def facts(package):
     """Version, supplier and package URL."""
+    if package in from_pypi():
+        version = from_pypi()[package]
+        return version, "NOASSERTION", f"pkg:pypi/{package}@{version}"
     if package == "cuda-toolkit":
         version = re.search(r"release [\d.]+, V([\d.]+)", output(nvcc(), "--version"))[1]
         return version, "Organization: NVIDIA Corporation", f"pkg:generic/cuda-toolkit@{version}"
@@ -91,6 +100,7 @@ def main():
         objects, archives = compiled(build, program)
         loaded |= {packages.of(path) for path in shared_libraries(build / program)}
         built_in |= {packages.of(path) for path in headers(build, objects) | archives}
+    built_in |= from_pypi().keys()
     compilers = {packages.of(Path(os.path.realpath("/usr/bin/c++")))}
     if "cuda-toolkit" in built_in:
         compilers.add("cuda-toolkit")

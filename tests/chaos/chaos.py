@@ -23,6 +23,8 @@ from rows import Missed, Row, result_of, start_bench  # noqa: E402
 
 HERE, THERE = "192.0.2.1", "192.0.2.2"
 DEADLINE_S = 2
+# How `replay` ends that found nobody, at once or by its deadline.
+NOT_THERE = (3, 5)
 # gRPC's timers and this machine's.
 SLACK_S = 0.25
 # The server's, shorter than usual so that the short form sees them.
@@ -39,6 +41,14 @@ class Network:
     def __enter__(self):
         self._holder = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo ready; exec sleep infinity"], stdout=subprocess.PIPE)
         self._holder.stdout.readline()
+        try:
+            self._connect()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _connect(self):
         self.enter = ["nsenter", f"--target={self._holder.pid}", "--net"]
         command("ip", "link", "set", "lo", "up")
         command("ip", "link", "add", "here", "type", "veth", "peer", "name", "there", "netns", self._holder.pid)
@@ -47,7 +57,6 @@ class Network:
         command(*self.enter, "ip", "link", "set", "lo", "up")
         command(*self.enter, "ip", "address", "add", f"{THERE}/30", "dev", "there")
         command(*self.enter, "ip", "link", "set", "there", "up")
-        return self
 
     def __exit__(self, *_):
         self._holder.kill()
@@ -94,7 +103,7 @@ class Load:
                          f"--timeout={DEADLINE_S}s", *flags]
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.requests = self.ok = self.wrong = self.stuck = 0
+        self.requests = self.ok = self.wrong = self.stuck = self.crashed = 0
         self.longest_s = 0.0
 
     def __enter__(self):
@@ -113,8 +122,11 @@ class Load:
             except subprocess.TimeoutExpired:
                 self.stuck += 1
                 continue
-            if "requests" not in done.stdout:
+            if done.returncode in NOT_THERE and "requests" not in done.stdout:
                 continue  # it found nobody, and said so
+            if done.returncode < 0 or "requests" not in done.stdout:
+                self.crashed += 1
+                continue
             result = json.loads(done.stdout)
             self.requests += result["requests"]
             self.ok += result["ok"]
@@ -123,8 +135,8 @@ class Load:
 
     def into(self, row, what):
         row.figure(f"{what}, {DEADLINE_S} s each", "ended by then",
-                   f"{self.requests:,}, {self.requests - self.ok:,} failed, {self.wrong} wrong, the longest {self.longest_s:.2f} s, {self.stuck} stuck",
-                   self.longest_s <= DEADLINE_S + SLACK_S and self.stuck == 0 and self.wrong == 0 and self.ok > 0)
+                   f"{self.requests:,}, {self.requests - self.ok:,} failed, {self.wrong} wrong, the longest {self.longest_s:.2f} s, {self.stuck} stuck, {self.crashed} crashed",
+                   self.longest_s <= DEADLINE_S + SLACK_S and self.stuck == self.crashed == self.wrong == 0 and self.ok > 0)
 
 
 @contextlib.contextmanager

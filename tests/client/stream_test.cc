@@ -166,6 +166,25 @@ TEST(ExpandStreamTest, AnItemEndsAtItsTimeoutThoughTheServerSaysNothing) {
   EXPECT_THAT(cancels, ::testing::ElementsAre(1));
 }
 
+TEST(ExpandStreamTest, ClosingDoesNotWaitForAnswersToItemsWhoseTimeHasPassed) {
+  absl::Notification release;
+  StreamFixture fixture([&](FakeStream&) {
+    release.WaitForNotification();
+    return grpc::Status::OK;
+  });
+  for (uint64_t id = 0; id < 2; ++id) {
+    EXPECT_EQ(fixture.stream->Send(StreamedRequest(id), fixture.outcomes.For(id), absl::Milliseconds(100 * (id + 1))),
+              absl::OkStatus());
+  }
+  fixture.outcomes.Await(1);
+  const absl::Time begin = absl::Now();
+  // The deadline of a call is 30 s.
+  EXPECT_EQ(fixture.stream->Close().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(10));
+  EXPECT_EQ(fixture.outcomes.Of(1).status().code(), absl::StatusCode::kDeadlineExceeded);
+  release.Notify();
+}
+
 TEST(ExpandStreamTest, ASendWaitsForRoomNoLongerThanItsTimeout) {
   absl::Notification release;
   StreamFixture fixture(

@@ -42,6 +42,7 @@ def test_names_every_library_that_the_programs_load_with_its_installed_version(p
 
 def test_names_what_was_compiled_in_and_the_compiler(packages):
     assert {"libcli11-dev", "libspdlog-dev", "libabsl-dev", "libprotobuf-dev"} <= packages.keys(), "headers only, or with code in them"
+    assert {"libjs-dygraphs", "googleapis-common-protos"} <= packages.keys(), "the status page's and the error details'"
     assert any(re.fullmatch(r"g\+\+-\d+", name) for name in packages)
     assert ("cuda-toolkit" in packages) == ("libcudart_static" in (BUILD / "build.ninja").read_text())
 

@@ -1,11 +1,9 @@
 """The metrics as Prometheus, promtool and a caller who keeps count see them; the probes over HTTP."""
 
 import collections
-import json
 import math
 import socket
 import subprocess
-import urllib.parse
 import urllib.request
 
 import grpc
@@ -13,6 +11,7 @@ import pytest
 
 from calls import SERVICE, TIMEOUT_S, channel, raw_expand
 from programs import Server, environment, eventually, tool
+from prometheus import Prometheus
 from reference import MODES
 
 P99 = "histogram_quantile(0.99, sum by (le) (rate(grpc_server_handling_seconds_bucket[30s])))"
@@ -32,46 +31,8 @@ def good(pb):
     return pb.ExpandRequest(extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=2048, mode=MODES["CAUSAL"])
 
 
-class Prometheus:
-    """A Prometheus that scrapes `target` each second, from `with` on."""
-
-    def __init__(self, target, folder):
-        config = folder / "prometheus.yml"
-        scrape = {"job_name": "nsa-metadata", "static_configs": [{"targets": [target]}]}
-        config.write_text(json.dumps({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]}))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self._log_path = folder / "prometheus.log"
-        self._command = [
-            tool("prometheus"),
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address={self._address}",
-        ]
-
-    def __enter__(self):
-        with self._log_path.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
-        return self
-
-    def __exit__(self, *_):
-        self._process.terminate()
-        self._process.wait(30)
-
-    def query(self, expression):
-        """The instant vector's values; nothing while Prometheus is starting."""
-        assert self._process.poll() is None, f"Prometheus ended: {self._log_path.read_text()}"
-        url = f"http://{self._address}/api/v1/query?" + urllib.parse.urlencode({"query": expression})
-        try:
-            with urllib.request.urlopen(url, timeout=5) as reply:
-                return [float(series["value"][1]) for series in json.load(reply)["data"]["result"]]
-        except OSError:
-            return []
-
-
 def test_prometheus_computes_a_latency_quantile(server, pb, tmp_path):
-    with Prometheus(server.metrics_address, tmp_path) as prometheus, channel(server.address) as on:
+    with Prometheus([server.metrics_address], tmp_path) as prometheus, channel(server.address) as on:
 
         def quantile_under_load():
             for _ in range(20):

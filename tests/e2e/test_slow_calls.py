@@ -1,9 +1,11 @@
 """Slow calls in the log, as text and as JSON: where their time went, for whom, and nothing that the caller sent."""
 
+import collections
 import json
 import re
 import urllib.request
 
+import grpc
 import pytest
 
 from calls import TIMEOUT_S, channel
@@ -17,7 +19,7 @@ STAGES = {f"{stage}_s" for stage in ("parse", "admit", "queue", "pack", "device"
 
 
 def request(pb):
-    return pb.ExpandRequest(request_id=987654321, extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=2048, mode=MODES["CAUSAL"])
+    return pb.ExpandRequest(request_id=987654321, extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=987654, mode=MODES["CAUSAL"])
 
 
 def slow_lines(log):
@@ -25,7 +27,7 @@ def slow_lines(log):
 
 
 def text_fields(line):
-    return dict(re.findall(r"(\w+)=(\S+)", line))
+    return dict(re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', line))
 
 
 def call(server, stubs, pb, *, metadata=None, count=1):
@@ -46,7 +48,7 @@ def test_a_slow_call_is_logged_with_its_stages_its_batch_its_caller_and_its_trac
     assert STAGES <= fields.keys(), line
     assert float(fields["device_s"]) >= 0.03, line
     assert sum(float(fields[stage]) for stage in STAGES) == pytest.approx(float(fields["seconds"]), rel=0.2), line
-    assert "987654321" not in line and "2048" not in line, "the caller's data"
+    assert "987654" not in line, "the caller's data"
 
 
 def test_quick_calls_are_not_logged_and_with_0_none(stubs, pb):
@@ -67,12 +69,15 @@ def test_an_item_of_a_stream_is_logged_too(stubs, pb):
 
 
 def test_one_that_was_refused_says_why(stubs, pb):
-    import grpc
-
-    with Server(*SLOW, program=TEST_SERVER) as server, channel(server.address) as on:
+    # One call at a time, for longer than the next ones' deadline: they are at the server, and in its queue, when that passes. Other threads read
+    # them: the one that has the first computes it.
+    flags = ["--batch_time=400ms", "--lanes=1", "--max_batch_requests=1", "--slow_call_threshold=20ms", "--completion_queues=4"]
+    with Server(*flags, program=TEST_SERVER) as server, channel(server.address) as on:
+        grpc.channel_ready_future(on).result(TIMEOUT_S)
         stub = stubs.rpc.MetadataServiceStub(on)
         holder = stub.Expand.future(request(pb), timeout=TIMEOUT_S)
-        late = [stub.Expand.future(request(pb), timeout=0.025) for _ in range(3)]
+        eventually(lambda: server.metrics().total("nsa_metadata_admitted_total") == 1, "the first is there")
+        late = [stub.Expand.future(request(pb), timeout=0.2) for _ in range(3)]
         holder.result()
         for pending in late:
             with pytest.raises(grpc.RpcError):
@@ -99,9 +104,9 @@ def test_ten_lines_a_second_at_most_and_the_next_says_how_many_there_were(stubs,
             return [line for line in slow_lines(server.log) if "not_logged_before" in line]
 
         line = eventually(later, "the suppressed ones are counted")[0]
-        logged = len([one for one in slow_lines(server.log).copy()])
+        seconds = collections.Counter(one.split(".")[0] for one in slow_lines(server.log))
     assert int(text_fields(line)["not_logged_before"]) >= 30, line
-    assert logged <= 60, "a line for each"
+    assert max(seconds.values()) <= 10, seconds
 
 
 def test_the_json_log_is_an_object_a_line(stubs, pb):

@@ -11,7 +11,7 @@ from programs import CLIENT, TEST_SERVER, Server, eventually, run, tool
 
 # Points of a chart's line, as Dygraph has them: the page keeps none of its own.
 TITLES = ["Calls", "Refusals", "Latency of calls", "Latency of stream items", "Stages, p50", "Stages, p99", "Requests a batch", "Tokens a batch",
-          "Requests in the queue", "Output blocks in use", "Connections"]
+          "Requests in the queue", "Lanes at work", "Output blocks in use", "Connections"]
 
 
 @pytest.fixture(scope="module")

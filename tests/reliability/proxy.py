@@ -23,11 +23,6 @@ def replaced(text, old, new):
     return text.replace(old, new)
 
 
-def memory(pid):
-    """Resident bytes."""
-    return int(re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())[1]) * 1024
-
-
 class Proxy:
     """On a free port of loopback, from `with` on. certificates: a folder with tls.crt, tls.key and ca.crt; without, plain text."""
 
@@ -103,5 +98,9 @@ class Proxy:
         found = re.search(rf"^{re.escape(name)}: (\d+)$", self.get(f"stats?filter=^{re.escape(name)}$"), re.MULTILINE)
         return int(found[1]) if found else 0
 
-    def memory(self):
-        return memory(self.process.pid)
+    def memory(self, which):
+        """VmRSS, or VmHWM, the most since reset_peak_memory; bytes."""
+        return int(re.search(rf"{which}:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text())[1]) * 1024
+
+    def reset_peak_memory(self):
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")

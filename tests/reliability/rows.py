@@ -388,12 +388,13 @@ def proxied(row, pb, scale):
             results = []
             for address in (sink.address, proxy.address):
                 server.reset_peak_memory()
-                before, proxys = server.memory("VmRSS"), proxy.memory()
+                proxy.reset_peak_memory()
+                before, proxys = server.memory("VmRSS"), proxy.memory("VmRSS")
                 beside = start_bench(proxy.address, duration=f"{seconds}s", warm_up="0s", channels=2, in_flight=2)
                 sent = attack(address)
                 results.append(result_of(beside))
             grown = (server.memory("VmHWM") - before) / MEBIBYTE
-            proxy_grown = (proxy.memory() - proxys) / MEBIBYTE
+            proxy_grown = (proxy.memory("VmHWM") - proxys) / MEBIBYTE
             kept = goodput(results[1]) / goodput(results[0])
             row.figure(f"behind the proxy: {name}, {sent:,} sent on 10 connections", "up, +128 MiB",
                        f"server +{grown:.0f} MiB, proxy +{proxy_grown:.0f} MiB; {failures(results[1])} of a good client's "

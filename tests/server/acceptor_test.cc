@@ -216,12 +216,29 @@ TEST_F(UndeliveredTest, SparesALargeRequestOnItsWayBesideOneThatAskedForNothingL
   EXPECT_FALSE(IsReset(busy));
 }
 
+TEST_F(UndeliveredTest, EndsWhatSentTheMostThoughAllAskAllTheTime) {
+  const Ends idle = Open();
+  const Ends large = Open();
+  const Ends small = Open();
+  for (int i = 1; i <= 3; ++i) {
+    for (const Ends* ends : {&large, &small}) delivered_.Add(ends->slot, 0);
+    EXPECT_EQ(Look(std::chrono::milliseconds(100 * i)), 0u);
+  }
+  Send(large, 900'000);
+  Send(small, 300'000);
+  for (const Ends* ends : {&large, &small}) delivered_.Add(ends->slot, 0);
+  EXPECT_EQ(Look(std::chrono::milliseconds(400)), 1u);
+  EXPECT_TRUE(IsReset(large));
+  EXPECT_FALSE(IsReset(small));
+  EXPECT_FALSE(IsReset(idle));
+}
+
 TEST_F(UndeliveredTest, LeavesPingsAndWhatReadersSay) {
   const Ends ends = Open();
   Send(ends, kAllowance);
   EXPECT_EQ(Look(std::chrono::milliseconds(1)), 0u);
   EXPECT_EQ(undelivered(), 0u) << "a connection's begin";
-  Send(ends, 10'000);
+  Send(ends, 3'000);
   EXPECT_EQ(Look(std::chrono::seconds(60)), 0u);
   EXPECT_EQ(undelivered(), 0u) << "pings of a minute";
   std::string reply(1 << 20, 'x');

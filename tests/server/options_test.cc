@@ -37,7 +37,7 @@ TEST(OptionsTest, NamesTheFlagAndTheValueItRefuses) {
   ExpectRefused([](Options& o) { o.output_budget_bytes = 4096; }, "output_budget_bytes", "=4096");
   ExpectRefused([](Options& o) { o.connection.handshake_timeout = absl::ZeroDuration(); }, "handshake_timeout", "0");
   ExpectRefused([](Options& o) { o.connection.keepalive_time = absl::Milliseconds(1); }, "keepalive_time", "1ms");
-  ExpectRefused([](Options& o) { o.connection.max_undelivered_bytes = 1000; }, "max_undelivered_bytes", "1000");
+  ExpectRefused([](Options& o) { o.connection.max_receive_message *= 2; }, "max_undelivered_bytes", "4194304");
   ExpectRefused([](Options& o) { o.max_rpc_duration = absl::InfiniteDuration(); }, "max_rpc_duration", "inf");
   ExpectRefused([](Options& o) { o.backend = "gpu"; }, "backend", "gpu");
   ExpectRefused([](Options& o) { o.on_gpu_fault = "panic"; }, "on_gpu_fault", "=panic");
