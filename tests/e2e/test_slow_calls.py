@@ -8,7 +8,7 @@ import urllib.request
 import grpc
 import pytest
 
-from calls import TIMEOUT_S, channel
+from calls import TIMEOUT_S, channel, refusal_of
 from programs import TEST_SERVER, Server, eventually
 from reference import MODES
 
@@ -69,21 +69,13 @@ def test_an_item_of_a_stream_is_logged_too(stubs, pb):
 
 
 def test_one_that_was_refused_says_why(stubs, pb):
-    # One call at a time, for longer than the next ones' deadline: they are at the server, and in its queue, when that passes. Other threads read
-    # them: the one that has the first computes it.
-    flags = ["--batch_time=400ms", "--lanes=1", "--max_batch_requests=1", "--slow_call_threshold=20ms", "--completion_queues=4"]
-    with Server(*flags, program=TEST_SERVER) as server, channel(server.address) as on:
-        grpc.channel_ready_future(on).result(TIMEOUT_S)
-        stub = stubs.rpc.MetadataServiceStub(on)
-        holder = stub.Expand.future(request(pb), timeout=TIMEOUT_S)
-        eventually(lambda: server.metrics().total("nsa_metadata_admitted_total") == 1, "the first is there")
-        late = [stub.Expand.future(request(pb), timeout=0.2) for _ in range(3)]
-        holder.result()
-        for pending in late:
-            with pytest.raises(grpc.RpcError):
-                pending.result()
-        outcomes = eventually(lambda: {text_fields(line)["outcome"] for line in slow_lines(server.log)} - {"ok"}, "a refusal is logged")
-    assert outcomes <= {"deadline", "cancelled"}, outcomes
+    bad = pb.ExpandRequest(extend_seq_lens=[1], seq_lens=[-1], nsa_index_topk=1)
+    with Server("--slow_call_threshold=1us") as server, channel(server.address) as on:
+        with pytest.raises(grpc.RpcError) as refused:
+            stubs.rpc.MetadataServiceStub(on).Expand(bad, timeout=TIMEOUT_S)
+        line = eventually(lambda: slow_lines(server.log), "the call is logged")[0]
+    assert text_fields(line)["outcome"] == refusal_of(refused.value).reason.lower(), line
+    assert not STAGES & text_fields(line).keys(), "nothing was computed"
 
 
 @pytest.mark.parametrize("value", ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0", TRACEPARENT.upper(), "x" * 55, 'y" outcome=forged'])
