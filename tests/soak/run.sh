@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Calls a server 1,000,000 times, or 100,000,000 (--long, an hour), and says what its memory, descriptors and threads did. Then the same,
+# Calls a server 1,000,000 times, or 100,000,000 (--long, an hour on two cores, a load for each three of more), and says what its memory, descriptors and threads did. Then the same,
 # in short, with a server that leaks 64 bytes a batch, which has to fail. Needs what tests/run.sh has installed and built.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

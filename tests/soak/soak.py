@@ -30,16 +30,22 @@ def main():
     parser.add_argument("--leak", type=int, default=0, help="bytes that the server leaks a batch")
     flags = parser.parse_args()
     calls = 100_000_000 if flags.long else 1_000_000
+    # A load takes a core, and the server one and a half for it.
+    loads = max(1, (os.cpu_count() or 1) // 3) if flags.long else 1
     program, more = (TEST_SERVER, [f"--leak={flags.leak}"]) if flags.leak else (SERVER, ["--backend=cpu"])
     with Server(*more, program=program) as server:
-        load = subprocess.Popen([str(LOAD), f"--target={server.address}", f"--calls={calls}"], stdout=subprocess.PIPE, text=True)
+        command = [str(LOAD), f"--target={server.address}", f"--calls={calls // loads}"]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(loads)]
+        # What the first has done, the others have too, more or less.
         samples, rest = [], []
-        for line in load.stdout:
+        for line in running[0].stdout:
             if line.startswith("done "):
-                samples.append((int(line.split()[1]), *sample(server)))
+                samples.append((loads * int(line.split()[1]), *sample(server)))
             else:
                 rest.append(line.strip())
-        ended = load.wait()
+        for other in running[1:]:
+            rest.append(other.communicate()[0].strip().splitlines()[-1])
+        ended = sum(load.wait() for load in running)
 
         def balance():
             metrics = server.metrics()
