@@ -125,7 +125,7 @@ absl::Status NotInTime() {
       "the deadline passed while the request was on its way to a peer that takes nothing");
 }
 
-// Has `answer` called, which makes an asynchronous call, and waits for its outcome.
+// Has `call` make an asynchronous call with the callback it is given, and waits for the outcome.
 template <typename ResponseMessage, typename Call>
 absl::StatusOr<ResponseMessage> Await(const Call& call) {
   absl::Notification answered;

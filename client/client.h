@@ -87,7 +87,8 @@ class Client {
   Client(const std::string& target, const ClientOptions& options);
 
   const std::shared_ptr<v1::MetadataService::Stub>& NextStub();
-  // Calls `method` of a stub's, and has `callback` called with the outcome, at the deadline at the latest.
+  // Calls `method` of a stub's, and has `callback` called with the outcome, Deadlines::kGrace after the deadline
+  // at the latest.
   template <typename ResponseMessage, typename RequestMessage, typename Method>
   void Call(RequestMessage request, std::optional<absl::Time> deadline, const Method& method,
             std::function<void(absl::StatusOr<ResponseMessage>)> callback);

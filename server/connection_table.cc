@@ -169,8 +169,10 @@ size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
     if (undelivered_bytes_ <= max_bytes) break;
     const auto connection = connections_.find(fd);
     undelivered_bytes_ -= connection->second.undelivered;
-    Reset(fd);
-    ++ended;
+    if (Inode(fd) == connection->second.inode) {  // not another's since it was looked at
+      Reset(fd);
+      ++ended;
+    }
     connections_.erase(connection);
   }
   return ended;
