@@ -1,5 +1,6 @@
 """The image: small, without a shell, and its server runs with a read-only root as nobody in particular."""
 
+import json
 import os
 import stat
 
@@ -110,6 +111,14 @@ def test_scanners_find_release_packages_and_licences(files):
     assert {"libc6", "libssl3", "libgrpc++1.51"} <= set(packages)
     for package in packages:
         assert (files / "usr/share/doc" / package).exists(), package
+
+
+def test_it_says_what_it_was_made_of(files):
+    bill = json.loads((files / "usr/share/doc/nsa-metadata-server/sbom.spdx.json").read_text())
+    named = {package["name"] for package in bill["packages"]}
+    installed = {path.name for path in (files / "var/lib/dpkg/status.d").iterdir()}
+    assert {"libgrpc29", "libprotobuf32", "libssl3"} <= named & installed
+    assert bill["packages"][0]["versionInfo"] == server_version()
 
 
 def test_certificate_authorities_are_those_of_the_distribution(files):
