@@ -114,7 +114,8 @@ TEST(ExpandStreamEndTest, AnItemSentAgainHasWhatIsLeftOfItsTimeout) {
   EXPECT_EQ(fixture.stream->Send(StreamedRequest(0), fixture.outcomes.For(0), absl::Seconds(20)), absl::OkStatus());
   fixture.outcomes.Await(1);
   EXPECT_EQ(fixture.outcomes.DifferenceOf(0), "");
-  EXPECT_EQ(again.timeout().seconds(), 19) << "and some milliseconds less than a second";
+  EXPECT_LT(again.timeout().seconds(), 20) << "some milliseconds less, at least";
+  EXPECT_GT(again.timeout().seconds(), 0);
 }
 
 TEST(ExpandStreamEndTest, AnItemThatWasCancelledIsNotSentAgain) {
@@ -146,14 +147,17 @@ TEST(ExpandStreamEndTest, AnItemWhoseTimeoutIsShorterThanTheWaitIsNotSentAgain) 
 }
 
 TEST(ExpandStreamEndTest, ClosingEndsItWhileItWaitsToSendAgain) {
+  absl::Notification was_read;
   StreamFixture fixture(
       [&](FakeStream& stream) {
         ReadFrom(stream);
+        was_read.Notify();
         return Draining(/*retry_after_seconds=*/3600);
       },
       Hasty(4));
   EXPECT_EQ(fixture.stream->Send(StreamedRequest(0), fixture.outcomes.For(0), absl::InfiniteDuration()),
             absl::OkStatus());
+  was_read.WaitForNotification();
   EXPECT_EQ(fixture.stream->Close(absl::Now() + absl::Milliseconds(200)).code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(fixture.outcomes.Of(0).status().code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(fixture.server.streams(), 1) << "the server's hint goes before the backoff";
@@ -229,8 +233,9 @@ TEST(ExpandStreamEndTest, ItsDestructorGivesUpWhatIsNeverAnswered) {
         return grpc::Status::OK;
       },
       {.timeout = absl::Milliseconds(50)});
-  fixture.SendAll(3);
+  EXPECT_EQ(fixture.stream->Send(StreamedRequest(0), fixture.outcomes.For(0), absl::Seconds(20)), absl::OkStatus());
   fixture.outcomes.Await(1);
+  for (const uint64_t id : {1, 2}) EXPECT_EQ(fixture.Send(id), absl::OkStatus());
   fixture.stream.reset();
   EXPECT_EQ(fixture.outcomes.DifferenceOf(0), "");
   for (const uint64_t id : {1, 2}) {
