@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
-# --full: also what the proxy in front stops (Envoy), the status page in Chromium, and the container image.
+# --full: also the proxy in front (Envoy), what it stops and how it balances, the status page in Chromium, and the container image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -57,10 +57,15 @@ timeout 15m tests/chaos/run.sh
 stage "soak: memory, descriptors and threads over 1,000,000 calls, and a planted leak"
 timeout 15m tests/soak/run.sh
 
+stage "scale-out: three servers behind a name server, restarted, killed, added"
+timeout 15m tests/scaleout/run.sh dns
+
 if $full; then
   stage "reliability: behind Envoy"
   make_venv reliability
   tests/reliability/run.sh proxy
+  stage "scale-out: three servers behind Envoy"
+  tests/scaleout/run.sh --long envoy
 
   stage "status page in Chromium"
   deploy/local/install.sh tests/page/packages.txt

@@ -1,7 +1,9 @@
 """The Kubernetes objects as kustomize renders them."""
 
+import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -32,10 +34,28 @@ class Manifests:
     def __init__(self, folder):
         self.objects = list(yaml.safe_load_all(run(kubectl(), "kustomize", KUBERNETES / folder)))
 
-    def one(self, kind):
-        found = [thing for thing in self.objects if thing["kind"] == kind]
-        assert len(found) == 1, f"{len(found)} objects of kind {kind}"
+    @classmethod
+    def of(cls, overlay, *components):
+        """As of a user's own overlay: `overlay`, and each of deploy/kubernetes/components/."""
+        with tempfile.TemporaryDirectory() as folder:
+
+            def there(path):
+                return os.path.relpath(KUBERNETES / path, os.path.realpath(folder))
+
+            own = {"resources": [there(overlay)], "components": [there(f"components/{name}") for name in components]}
+            Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(own))
+            return cls(folder)
+
+    def all(self, kind):
+        return [thing for thing in self.objects if thing["kind"] == kind]
+
+    def one(self, kind, name="nsa-metadata-server"):
+        found = [thing for thing in self.all(kind) if thing["metadata"]["name"] == name]
+        assert len(found) == 1, f"{len(found)} objects of kind {kind} called {name}"
         return found[0]
+
+    def kinds(self):
+        return sorted(thing["kind"] for thing in self.objects)
 
     @property
     def deployment(self):
@@ -53,9 +73,8 @@ class Manifests:
     @property
     def environment(self):
         """What the container gets, limits.cpu resolved as the kubelet would."""
-        configured = self.one("ConfigMap")
-        assert self.container["envFrom"] == [{"configMapRef": {"name": configured["metadata"]["name"]}}]
-        values = dict(configured["data"])
+        (source,) = self.container["envFrom"]
+        values = dict(self.one("ConfigMap", source["configMapRef"]["name"])["data"])
         for variable in self.container["env"]:
             if "value" in variable:
                 values[variable["name"]] = variable["value"]

@@ -48,7 +48,7 @@ def log_until_serving(process):
     try:
         for line in process.stderr:
             log.append(line)
-            if " serving: " in line:
+            if "serving: grpc=" in line:
                 return log
     finally:
         watchdog.cancel()

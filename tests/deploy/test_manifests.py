@@ -2,18 +2,16 @@
 
 import signal
 import subprocess
+from pathlib import Path
 
-import kubernetes_validate
 import pytest
-from kubernetes_validate.utils import all_versions
 
+import schemas
 from manifests import Manifests, quantity
-from programs import PREFIX, SERVER, log_until_serving, port_of, server_flags, server_version
+from programs import PREFIX, SERVER, log_until_serving, port_of, run, server_flags, server_version
 
-FOLDERS = {"base": "base", "cpu": "overlays/cpu", "gpu": "overlays/gpu"}
-# The first with the preStop sleep on.
-OLDEST = (1, 30)
-VERSIONS = [version for version in all_versions() if tuple(map(int, version.split(".")[:2])) >= OLDEST]
+FOLDERS = {"base": "base", "cpu": "overlays/cpu", "gpu": "overlays/gpu", "production": "overlays/production"}
+SERVING = ["ConfigMap", "Deployment", "PodDisruptionBudget", "Service", "ServiceAccount"]
 NAME = {"app.kubernetes.io/name": "nsa-metadata-server"}
 HEALTH_SERVICE = "nsa.metadata.v1.MetadataService"
 # What the kernel was measured to hold for a connection whose caller doesn't read.
@@ -51,25 +49,26 @@ def flags():
 
 
 def test_the_oldest_kubernetes_is_among_those_checked():
-    assert VERSIONS[0].startswith("1.30")
+    assert schemas.VERSIONS[0].startswith("1.30")
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", schemas.VERSIONS)
 def test_every_object_is_strictly_valid(manifests, version):
     for thing in manifests.objects:
-        assert kubernetes_validate.validate(thing, version, strict=True) == version.rsplit(".", 1)[0]
+        schemas.validate(thing, version)
 
 
-def test_an_unknown_field_would_be_found(manifests):
-    wrong = {**manifests.one("Service"), "specification": {}}
-    with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(wrong, VERSIONS[-1], strict=True)
+@pytest.mark.parametrize("kind", ["Service", "ServiceMonitor", "HorizontalPodAutoscaler"])
+def test_an_unknown_field_would_be_found(kind):
+    one = Manifests(FOLDERS["production"]).one(kind)
+    with pytest.raises(schemas.ValidationError):
+        schemas.validate({**one, "spec": {**one["spec"], "specification": {}}}, schemas.VERSIONS[-1])
 
 
-def test_there_are_just_these_objects(manifests):
-    kinds = sorted(thing["kind"] for thing in manifests.objects)
-    assert kinds == ["ConfigMap", "Deployment", "PodDisruptionBudget", "Service", "ServiceAccount"]
-    assert all(thing["metadata"]["labels"] == NAME for thing in manifests.objects)
+def test_there_are_just_these_objects(overlay, manifests):
+    more = ["ConfigMap", "ConfigMap", "HorizontalPodAutoscaler", "NetworkPolicy", "PrometheusRule", "ServiceMonitor"]
+    assert manifests.kinds() == sorted(SERVING + (more if overlay == "production" else []))
+    assert all(thing["metadata"]["labels"].items() >= NAME.items() for thing in manifests.objects if thing["kind"] != "ConfigMap")
 
 
 # Agreement with the server
@@ -84,10 +83,28 @@ def test_every_flag_is_one_of_the_servers(manifests, flags):
         assert argument.removeprefix("--").split("=")[0] in flags, argument
 
 
-def test_the_server_starts_with_these_flags(manifests):
+def files_in(manifests, folder):
+    """Writes what the pod has mounted, and returns the environment with their paths here. A certificate of openssl's is the secret."""
+    environment = manifests.environment
+    mounts = {mount["name"]: mount["mountPath"] for mount in manifests.container.get("volumeMounts", [])}
+    for volume in manifests.pod.get("volumes", []):
+        here = Path(folder, volume["name"])
+        here.mkdir()
+        if "configMap" in volume:
+            for name, text in manifests.one("ConfigMap", volume["configMap"]["name"])["data"].items():
+                (here / name).write_text(text)
+        elif "secret" in volume:
+            pair = ["-keyout", here / "tls.key", "-out", here / "tls.crt"]
+            run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=localhost", *pair)
+            (here / "ca.crt").write_bytes((here / "tls.crt").read_bytes())
+        environment = {name: value.replace(mounts[volume["name"]], str(here)) for name, value in environment.items()}
+    return environment
+
+
+def test_the_server_starts_with_these_flags(manifests, tmp_path):
     # Loopback, free ports, and no card are what this machine can give; everything else is as deployed.
     environment = {
-        **manifests.environment,
+        **files_in(manifests, tmp_path),
         **{f"{PREFIX}{what}": "127.0.0.1:0" for what in ("LISTEN", "HEALTH_LISTEN", "METRICS_LISTEN")},
         f"{PREFIX}BACKEND": "cpu",
     }
@@ -98,8 +115,12 @@ def test_the_server_starts_with_these_flags(manifests):
 
 
 def test_the_backend_is_the_overlays(overlay, manifests):
-    expected = {"base": None, "cpu": "cpu", "gpu": "cuda"}
+    expected = {"base": None, "cpu": "cpu", "gpu": "cuda", "production": "cpu"}
     assert manifests.environment.get(f"{PREFIX}BACKEND") == expected[overlay]
+
+
+def test_a_failed_card_restarts_the_pod(gpu):
+    assert gpu.environment[f"{PREFIX}ON_GPU_FAULT"] == "exit"
 
 
 def test_ports_are_the_servers(manifests, flags):
@@ -169,7 +190,8 @@ def test_container_has_no_privileges_and_a_read_only_root(manifests):
 def test_nothing_of_the_node_is_shared(manifests):
     assert not {"hostNetwork", "hostPID", "hostIPC"} & manifests.pod.keys()
     assert all("hostPort" not in port for port in manifests.container["ports"])
-    assert all(set(volume) == {"name", "emptyDir"} for volume in manifests.pod.get("volumes", []))
+    kinds = [set(volume) - {"name"} for volume in manifests.pod.get("volumes", [])]
+    assert all(len(kind) == 1 and kind <= {"emptyDir", "configMap", "secret"} for kind in kinds)
 
 
 def test_account_is_its_own_and_has_no_token(manifests):
@@ -211,7 +233,8 @@ def test_gpu_has_memory_for_the_driver(cpu, gpu):
 
 
 def test_replicas_survive_a_disruption(manifests):
-    assert manifests.deployment["replicas"] >= 2
+    scalers = manifests.all("HorizontalPodAutoscaler")
+    assert (scalers[0]["spec"]["minReplicas"] if scalers else manifests.deployment["replicas"]) >= 2
     budget = manifests.one("PodDisruptionBudget")["spec"]
     assert budget["maxUnavailable"] == 1
     # The default would let a pod that never became ready hold up a node's drain.

@@ -383,7 +383,7 @@ def proxied(row, pb, scale):
     attacks = {name: partial(abuse, opening=opening, unit=unit, seconds=seconds) for name, (opening, unit) in abuses(pb).items()}
     attacks["HEADERS and RST_STREAM"] = partial(reset_flood, pairs=int(seconds * 10 * FRAMES_PER_S / 2))
     for name, attack in attacks.items():
-        with Server() as server, Proxy(server) as proxy, NullSink() as sink:
+        with Server() as server, Proxy.before(server) as proxy, NullSink() as sink:
             bench(proxy.address, duration="1s")
             results = []
             for address in (sink.address, proxy.address):
@@ -407,7 +407,7 @@ def proxied(row, pb, scale):
         Path(folder, "ca.crt").write_bytes(authority.certificate)
         authority.issue("localhost", "127.0.0.1").write(folder, "tls")
         certificate, key = authority.issue("caller").write(folder, "caller")
-        with Proxy(server, certificates=folder) as proxy:
+        with Proxy.before(server, certificates=folder) as proxy:
             tls = {"tls_ca": f"{folder}/ca.crt", "duration": "200ms"}
             let_in = bench(proxy.address, tls_certificate=certificate, tls_key=key, **tls)
             row.figure("the proxy as it is shipped, by a caller with a certificate", "served",

@@ -1,0 +1,250 @@
+"""The components: each alone over an overlay is valid, and says what the server, its Service and its metrics say."""
+
+import importlib.util
+import json
+import os
+import re
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import schemas
+from manifests import KUBERNETES, Manifests, quantity
+from programs import PREFIX, REPOSITORY, run
+
+COMPONENTS = ["tls", "network-policy", "monitoring", "autoscaling", "gpu", "edge-proxy", "edge-proxy/gateway-api"]
+SERVER = {"app.kubernetes.io/name": "nsa-metadata-server"}
+PROXY = {"app.kubernetes.io/name": "nsa-metadata-edge-proxy"}
+ENVOY = yaml.safe_load((KUBERNETES / "components" / "edge-proxy" / "envoy.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def production():
+    return Manifests("overlays/production")
+
+
+@pytest.fixture(scope="module")
+def edge():
+    return Manifests.of("overlays/cpu", "edge-proxy", "network-policy")
+
+
+def test_all_components_are_looked_at():
+    found = {str(path.parent.relative_to(KUBERNETES / "components")) for path in (KUBERNETES / "components").rglob("kustomization.yaml")}
+    assert found == {*COMPONENTS, "autoscaling/queue"}
+    assert all((KUBERNETES / "components" / one / "README.md").exists() for one in found)
+
+
+@pytest.mark.parametrize("components", [[one] for one in COMPONENTS] + [["autoscaling", "autoscaling/queue"]], ids="+".join)
+def test_each_is_valid_alone(components):
+    manifests = Manifests.of("base", *components)
+    for thing in manifests.objects:
+        for version in (schemas.VERSIONS[0], schemas.VERSIONS[-1]):
+            schemas.validate(thing, version)
+
+
+def test_all_go_together_on_gpu_nodes():
+    together = Manifests.of("overlays/gpu", "tls", "network-policy", "monitoring", "autoscaling", "autoscaling/queue")
+    assert together.environment[f"{PREFIX}BACKEND"] == "cuda"
+    assert {volume["name"] for volume in together.pod["volumes"]} == {"tls", "policy", "cuda-cache"}
+
+
+# tls
+
+
+def test_certificates_are_mounted_where_the_flags_look(production):
+    environment = production.environment
+    assert environment[f"{PREFIX}ALLOW_PLAINTEXT"] == "false"
+    mounts = {mount["mountPath"]: mount for mount in production.container["volumeMounts"]}
+    files = {"TLS_CERTIFICATE": "tls.crt", "TLS_KEY": "tls.key", "TLS_CLIENT_CA": "ca.crt", "AUTHORIZATION_POLICY": "policy.json"}
+    for flag, name in files.items():
+        path = Path(environment[PREFIX + flag])
+        assert path.name == name
+        # With subPath a renewed file would not show up.
+        assert mounts[str(path.parent)]["readOnly"] and "subPath" not in mounts[str(path.parent)]
+
+
+def test_a_key_is_its_groups_only(production):
+    (secret,) = (volume["secret"] for volume in production.pod["volumes"] if "secret" in volume)
+    assert not secret["defaultMode"] & (stat.S_IROTH | stat.S_IWGRP)
+    assert production.pod["securityContext"]["fsGroup"] == production.pod["securityContext"]["runAsGroup"]
+
+
+def test_the_policys_map_keeps_its_name_so_that_a_change_rolls_no_pod(production):
+    (mapped,) = (volume["configMap"]["name"] for volume in production.pod["volumes"] if "configMap" in volume)
+    assert json.loads(production.one("ConfigMap", mapped)["data"]["policy.json"])["rules"]
+    assert mapped == "nsa-metadata-server-policy"
+
+
+# network-policy
+
+
+def test_calls_scrapes_and_nothing_else_come_in(production):
+    policy = production.one("NetworkPolicy")["spec"]
+    assert policy["podSelector"]["matchLabels"] == SERVER
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"} and policy["egress"] == []
+    ports = {port["name"] for port in production.container["ports"]}
+    let_in = [port["port"] for rule in policy["ingress"] for port in rule["ports"]]
+    assert sorted(let_in) == ["grpc", "metrics"] and set(let_in) < ports
+    assert all(rule["from"] for rule in policy["ingress"]), "an ingress rule without from lets everybody in"
+
+
+# monitoring
+
+
+def test_scrapes_go_to_the_services_metrics_port(production):
+    monitor, service = production.one("ServiceMonitor")["spec"], production.one("Service")
+    assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert {endpoint["port"] for endpoint in monitor["endpoints"]} == {"metrics"} < {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_the_operators_rules_are_the_rules(production, tmp_path):
+    spec = importlib.util.spec_from_file_location("operator_rules", REPOSITORY / "deploy" / "prometheus" / "operator.py")
+    operator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(operator)
+    assert operator.OBJECT.read_text() == operator.operator_rules(), "run deploy/prometheus/operator.py"
+    assert production.one("PrometheusRule")["spec"] == yaml.safe_load(operator.RULES.read_text())
+
+
+def test_the_dashboard_comes_as_grafanas_sidecar_wants_it(production):
+    board = production.one("ConfigMap", "nsa-metadata-server-dashboard")
+    assert board["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = board["data"].values()
+    assert json.loads(text) == json.loads((REPOSITORY / "deploy" / "grafana" / "dashboard.json").read_text())
+
+
+# autoscaling
+
+
+def test_more_pods_come_by_cpu_first(production):
+    scaler = production.one("HorizontalPodAutoscaler")["spec"]
+    deployment = production.one("Deployment")
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": deployment["metadata"]["name"]}
+    assert "replicas" not in deployment["spec"], "applying again would set back what the autoscaler did"
+    assert scaler["metrics"][0]["resource"] == {"name": "cpu", "target": {"type": "Utilization", "averageUtilization": 70}}
+    # One may be lost, and the rest still serve.
+    assert scaler["minReplicas"] >= 2
+    assert production.container["resources"]["requests"]["cpu"]
+
+
+def test_the_adapter_makes_the_metrics_that_the_autoscaler_asks_for():
+    scaler = Manifests.of("base", "autoscaling", "autoscaling/queue").one("HorizontalPodAutoscaler")["spec"]
+    asked = {metric["pods"]["metric"]["name"] for metric in scaler["metrics"] if metric["type"] == "Pods"}
+    adapter = yaml.safe_load((KUBERNETES / "components/autoscaling/queue/prometheus-adapter.yaml").read_text())
+    assert asked == {rule["name"]["as"] for rule in adapter["rules"]["custom"]}
+    assert len(asked) == 2
+    for metric in scaler["metrics"][1:]:
+        assert 0 < quantity(metric["pods"]["target"]["averageValue"]) < 1
+
+
+# edge-proxy
+
+
+def proxy_pod(edge):
+    return edge.one("Deployment", "nsa-metadata-edge-proxy")["spec"]["template"]["spec"]
+
+
+def listener(name):
+    (found,) = (one for one in ENVOY["static_resources"]["listeners"] if one["name"] == name)
+    return found
+
+
+def upstream():
+    (found,) = (one for one in ENVOY["static_resources"]["clusters"] if one["name"] == "nsa-metadata-server")
+    return found
+
+
+def test_the_proxy_is_as_hardened_as_the_server(edge):
+    pod = proxy_pod(edge)
+    (container,) = pod["containers"]
+    assert container["securityContext"] == edge.container["securityContext"]
+    assert pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    assert edge.one("PodDisruptionBudget", "nsa-metadata-edge-proxy")["spec"]["maxUnavailable"] == 1
+
+
+def test_the_proxys_ports_are_its_configurations(edge):
+    (container,) = proxy_pod(edge)["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {name: listener(name)["address"]["socket_address"]["port_value"] for name in ("grpc", "admin")}
+    assert all(listener(name)["address"]["socket_address"]["address"] == "0.0.0.0" for name in ports)
+    # All that it can be told to do is for the pod itself.
+    assert ENVOY["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
+    (port,) = edge.one("Service", "nsa-metadata-edge-proxy")["spec"]["ports"]
+    assert port["targetPort"] == "grpc"
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"] == {"path": "/ready", "port": "admin"}
+
+
+def test_the_proxy_calls_the_service_by_its_ports(edge):
+    (endpoints,) = upstream()["load_assignment"]["endpoints"]
+    (endpoint,) = (one["endpoint"] for one in endpoints["lb_endpoints"])
+    ports = {port["name"]: port["containerPort"] for port in edge.container["ports"]}
+    assert endpoint["address"]["socket_address"] == {"address": edge.one("Service")["metadata"]["name"], "port_value": ports["grpc"]}
+    assert endpoint["health_check_config"]["port_value"] == ports["health"]
+    (check,) = upstream()["health_checks"]
+    assert check["grpc_health_check"]["service_name"] == edge.container["readinessProbe"]["grpc"]["service"]
+
+
+def test_the_proxys_files_are_mounted_where_it_looks(edge):
+    pod = proxy_pod(edge)
+    (container,) = pod["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    (mapped,) = (volume["configMap"]["name"] for volume in pod["volumes"] if "configMap" in volume)
+    files = edge.one("ConfigMap", mapped)["data"]
+    named = set(re.findall(r"(?:path|filename): ([^ }\n]+)", "\n".join(files.values()))) - {"/ready", "/stats/prometheus"}
+    secret = {f"{mounts['tls']}/{name}" for name in ("tls.crt", "tls.key", "ca.crt")} | {mounts["tls"]}
+    assert named == secret | {f"{mounts['configuration']}/{name}" for name in ("certificate.yaml", "validation.yaml")}
+    assert container["args"][:2] == ["--config-path", f"{mounts['configuration']}/envoy.yaml"] and "envoy.yaml" in files
+
+
+def test_the_proxys_memory_is_more_than_its_heap_may_be(edge):
+    (container,) = proxy_pod(edge)["containers"]
+    monitors = {one["name"].rsplit(".", 1)[1]: one["typed_config"] for one in ENVOY["overload_manager"]["resource_monitors"]}
+    assert quantity(container["resources"]["limits"]["memory"]) >= 1.25 * monitors["fixed_heap"]["max_heap_size_bytes"]
+
+
+def test_the_service_believes_the_proxy_who_calls(edge):
+    environment = edge.environment
+    (manager,) = listener("grpc")["filter_chains"][0]["filters"]
+    (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
+    assert environment[f"{PREFIX}CALLER_METADATA"] in {one["header"]["key"] for one in host["request_headers_to_add"]}
+    assert environment[f"{PREFIX}TRUSTED_PROXIES"]
+
+
+def test_the_proxy_and_no_other_pod_is_let_through_to_the_service(edge):
+    labels = edge.one("Deployment", "nsa-metadata-edge-proxy")["spec"]["template"]["metadata"]["labels"]
+    calls = next(rule for rule in edge.one("NetworkPolicy")["spec"]["ingress"] if rule["ports"][0]["port"] == "grpc")
+    assert calls["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
+    ports = {port["containerPort"] for port in edge.container["ports"] if port["name"] != "metrics"}
+    out = edge.one("NetworkPolicy", "nsa-metadata-edge-proxy")["spec"]["egress"]
+    assert {port["port"] for port in out[0]["ports"]} == ports
+
+
+def test_a_proxy_drains_before_it_ends(edge, tmp_path):
+    pod = proxy_pod(edge)
+    (container,) = pod["containers"]
+    command = container["lifecycle"]["preStop"]["exec"]["command"]
+    slept = int(re.search(r"sleep (\d+)", command[-1])[1])
+    assert pod["terminationGracePeriodSeconds"] > slept
+    # That Envoy's admin interface would get just that: something that reads it, in its place.
+    received = tmp_path / "received"
+    listening = 'import socket, sys; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1], flush=True); c = s.accept()[0]; sys.stdout.write(c.recv(4096).decode()); c.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")'
+    with subprocess.Popen(["python3", "-c", listening], stdout=subprocess.PIPE, text=True) as admin:
+        port = admin.stdout.readline().strip()
+        script = command[-1].replace("/9901", f"/{port}").replace(f"sleep {slept}", f"touch {received}")
+        run(*command[:-1], script, env=os.environ)
+        asked = admin.stdout.read()
+    assert asked.startswith("POST /drain_listeners?graceful&skip_exit HTTP/1.1\n") or asked.startswith("POST /drain_listeners?graceful&skip_exit HTTP/1.1\r\n")
+    assert received.exists()
+
+
+def test_a_gateways_route_is_the_service_and_only_its_calls():
+    routed = Manifests.of("overlays/cpu", "edge-proxy/gateway-api")
+    (rule,) = routed.one("GRPCRoute")["spec"]["rules"]
+    service = routed.one("Service")
+    assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
+    assert [match["method"] for match in rule["matches"]] == [{"service": "nsa.metadata.v1.MetadataService"}]
