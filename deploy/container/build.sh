@@ -1,30 +1,29 @@
 #!/usr/bin/env bash
 # Builds the image: deploy/container/build.sh [TAG]. TAG: nsa-metadata-server:VERSION unless given. Installs what is missing, a CUDA compiler
-# too (NSA_METADATA_CUDA=OFF leaves CUDA out). NSA_METADATA_BUILD names a build folder to take the programs from; without it they are built here.
+# too (NSA_METADATA_CUDA=OFF leaves CUDA out), and builds the programs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 deploy/local/install.sh deploy/local/packages.txt deploy/container/packages.txt
 
-build=${NSA_METADATA_BUILD:-build/image}
-if [[ -z "${NSA_METADATA_BUILD:-}" ]]; then
-  echo "building (the first time takes some minutes)"
-  cuda=(-DNSA_METADATA_CUDA=OFF)
-  if [[ "${NSA_METADATA_CUDA:-ON}" == ON ]]; then
-    # The same compiler on every machine, with or without one of its own.
-    venv=build/venv-cuda
-    if ! cmp --silent deploy/container/requirements.txt "$venv/requirements.txt"; then
-      /usr/bin/python3 -m venv --clear "$venv"
-      "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement deploy/container/requirements.txt
-      cp deploy/container/requirements.txt "$venv"
-    fi
-    toolkit=$(echo "$PWD/$venv"/lib/python3.*/site-packages/nvidia/cu13)
-    cuda=(-DNSA_METADATA_CUDA=ON "-DCMAKE_CUDA_COMPILER=$toolkit/bin/nvcc" "-DCUDAToolkit_ROOT=$toolkit" "-DCUDA_CUDART=$toolkit/lib/libcudart.so.13")
+cuda=(-DNSA_METADATA_CUDA=OFF)
+if [[ "${NSA_METADATA_CUDA:-ON}" == ON ]]; then
+  # The same compiler on every machine, with or without one of its own.
+  venv=build/venv-cuda
+  if ! cmp --silent deploy/container/requirements.txt "$venv/requirements.txt"; then
+    /usr/bin/python3 -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement deploy/container/requirements.txt
+    cp deploy/container/requirements.txt "$venv"
   fi
-  # Its line about CUDA says what the image can do.
-  cmake --preset serve -B "$build" "${cuda[@]}" | sed --quiet --regexp-extended 's/^-- (CUDA [0-9]|No CUDA )/\1/p'
-  cmake --build "$build" -- --quiet
+  toolkit=$(echo "$PWD/$venv"/lib/python3.*/site-packages/nvidia/cu13)
+  # CMake looks for the shared runtime too, though nothing is linked with it.
+  cuda=(-DNSA_METADATA_CUDA=ON "-DCMAKE_CUDA_COMPILER=$toolkit/bin/nvcc" "-DCUDAToolkit_ROOT=$toolkit" "-DCUDA_CUDART=$toolkit/lib/libcudart.so.13")
 fi
+build=build/image
+echo "building (the first time takes some minutes)"
+# Its line about CUDA says what the image can do.
+cmake --preset serve -B "$build" "${cuda[@]}" | sed --quiet --regexp-extended 's/^-- (CUDA [0-9]|No CUDA )/\1/p'
+cmake --build "$build" -- --quiet
 
 context=build/container
 rm -rf "$context"
