@@ -43,16 +43,12 @@ const std::vector<Subject>& Subjects() {
   return *subjects;
 }
 
-absl::Status Examine(const std::string& target, const Flags& flags, Finding* finding) {
-  ClientOptions options;
-  options.timeout = flags.common.timeout;
-  const absl::StatusOr<std::unique_ptr<Client>> client = Client::Connect(target, options);
-  if (!client.ok()) return client.status();
-  const absl::StatusOr<v1::GetServerInfoResponse> info = (*client)->ServerInfo();
+absl::Status Examine(Client& client, const Flags& flags, Finding* finding) {
+  const absl::StatusOr<v1::GetServerInfoResponse> info = client.ServerInfo();
   if (!info.ok()) return info.status();
   finding->device = info->device();
-  if (absl::Status status = CheckExpansions(**client, flags.requests, finding); !status.ok()) return status;
-  return TimeSteps(**client, finding);
+  if (absl::Status status = CheckExpansions(client, flags.requests, finding); !status.ok()) return status;
+  return TimeSteps(client, finding);
 }
 
 JsonObject ToJson(const Finding& finding) {
@@ -145,7 +141,10 @@ ExitCode ExamineInstallation(const Flags& flags) {
     }
     Finding& finding = findings.emplace_back();
     finding.name = subject.name;
-    if (absl::Status status = Examine((*server)->target(), flags, &finding); !status.ok()) return Fail(status, flags);
+    // Its own socket has no TLS, whatever the flags say of others.
+    const auto client = Client::Connect((*server)->target(), {.timeout = flags.common.timeout});
+    if (!client.ok()) return PrintUsageError(client.status());
+    if (absl::Status status = Examine(**client, flags, &finding); !status.ok()) return Fail(status, flags);
   }
   return Report(findings, no_cuda, flags.common.json);
 }
@@ -154,7 +153,9 @@ ExitCode ExamineInstallation(const Flags& flags) {
 ExitCode ExamineServer(const Flags& flags) {
   Finding finding;
   finding.name = flags.common.target;
-  if (absl::Status status = Examine(flags.common.target, flags, &finding); !status.ok()) return Fail(status, flags);
+  const absl::StatusOr<std::unique_ptr<Client>> client = Connect(flags.common, {});
+  if (!client.ok()) return PrintUsageError(client.status());
+  if (absl::Status status = Examine(**client, flags, &finding); !status.ok()) return Fail(status, flags);
   if (flags.common.json) {
     std::puts(ToJson(finding).str().c_str());
   } else {

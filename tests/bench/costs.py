@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import subprocess
 import tempfile
 import urllib.request
@@ -50,14 +51,14 @@ def memory():
 
 def instructions():
     """Instructions a 142-byte call, alone, by callgrind."""
-    counts = {}
+    counts, shares = {}, {}
     for name in ("floor", "service"):
         with tempfile.TemporaryDirectory(prefix="nsa-metadata-callgrind-") as folder:
-            counts[name] = under_callgrind(name, folder)
+            counts[name], shares[name] = under_callgrind(name, folder)
     ratio = counts["service"] / counts["floor"]
     print(
         f"instructions: floor {counts['floor']:,.0f}, service {counts['service']:,.0f}, "
-        f"ratio {bound(ratio, 1.3, at_most=True)}"
+        f"ratio {bound(ratio, 1.3, at_most=True)}; of the service's {bound(100 * shares['service'], 2, at_most=True)} % are the metrics'"
     )
 
 
@@ -80,7 +81,33 @@ def under_callgrind(name, folder):
     server.stop()
     total = int(re.search(r"^totals: (\d+)$", out.read_text(), re.MULTILINE)[1])
     # The warm-up's calls are counted too, at the same rate.
-    return total / (calls["requests"] * (5 + 0.3) / 5)
+    return total / (calls["requests"] * (5 + 0.3) / 5), share_of_metrics(out)
+
+
+def share_of_metrics(out):
+    """The part of the instructions in the metrics' own functions and what they call."""
+    table = subprocess.run(["callgrind_annotate", "--inclusive=yes", "--threshold=100", out], check=True, capture_output=True, text=True).stdout
+    lines = re.findall(r"^ *([\d,]+) \([ \d.]+%\) .*?:nsa::metadata::server::Metrics::(\w+)", table, re.MULTILINE)
+    total = re.search(r"^ *([\d,]+) .*PROGRAM TOTALS", table, re.MULTILINE)[1]
+    return sum(int(count.replace(",", "")) for count, _ in lines) / int(total.replace(",", ""))
+
+
+def contention():
+    """Two threads under load, looked at 2,000 times a second: how often in the metrics, and there in a lock."""
+    server = harness.service("--completion_queues=2")
+    with tempfile.TemporaryDirectory(prefix="nsa-metadata-perf-") as folder:
+        data = Path(folder, "data")
+        what = ["--event=cpu-clock", "--freq=2000", "--call-graph=dwarf,4096", f"--pid={server.process.pid}", f"--output={data}"]
+        recording = subprocess.Popen(["perf", "record", "--quiet", *what], stderr=subprocess.DEVNULL)
+        bench(server.address, in_flight=64, channels=2, duration_s=5)
+        recording.send_signal(signal.SIGINT)
+        recording.wait()
+        stacks = subprocess.run(["perf", "script", "--input", data, "--fields=ip,sym"], check=True, capture_output=True, text=True).stdout.split("\n\n")
+    server.stop()
+    # Each stack from its innermost function outwards.
+    inner = [re.split(r"nsa::metadata::server::Metrics::", stack)[0] for stack in stacks if "nsa::metadata::server::Metrics::" in stack]
+    locked = sum(re.search(r"futex|lll_lock|[Mm]utex|spin", functions) is not None for functions in inner)
+    print(f"contention: of {len(stacks):,} looks at two threads {len(inner)} found them in the metrics ({100 * len(inner) / len(stacks):.2f} %), {locked} of these in a lock")
 
 
 def switch(server, how):
@@ -90,7 +117,7 @@ def switch(server, how):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="*", default=["refusals", "memory", "instructions"])
+    parser.add_argument("--parts", nargs="*", default=["refusals", "memory", "instructions", "contention"])
     flags = parser.parse_args()
     print(harness.machine())
     if "refusals" in flags.parts:
@@ -99,6 +126,8 @@ def main():
         memory()
     if "instructions" in flags.parts:
         instructions()
+    if "contention" in flags.parts:
+        contention()
 
 
 if __name__ == "__main__":

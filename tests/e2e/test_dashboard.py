@@ -1,4 +1,4 @@
-"""The dashboard: every query of it, put to a real Prometheus that scrapes a server under load, has an answer."""
+"""The dashboard and the runbook: every query of theirs, put to a real Prometheus that scrapes a server under load, has an answer."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import grpc
 
 from calls import TIMEOUT_S
 from certificates import Authority
-from programs import REPOSITORY, TEST_SERVER, Server, eventually
+from programs import CLIENT, REPOSITORY, SERVER, TEST_SERVER, Server, eventually, run
 from prometheus import Prometheus
 from reference import MODES
 
@@ -21,10 +21,18 @@ VARIABLES = {"$job": ".*", "$__rate_interval": "10s"}
 EVENTS = [annotation["expr"] for annotation in DASHBOARD["annotations"]["list"]]
 
 
+RUNBOOK = (REPOSITORY / "deploy" / "prometheus" / "RUNBOOK.md").read_text()
+
+
 def queries():
     for panel in PANELS:
         for target in panel["targets"]:
             yield f"{panel['title']}, {target['refId']}", target["expr"]
+    # And what whoever is called at night is told to look at.
+    for code in re.findall(r"`([^`]*)`", RUNBOOK):
+        if re.search(r"\b(grpc_server|nsa_metadata)_", code):
+            # A histogram by its own name has none.
+            yield f"RUNBOOK.md: {code}", re.sub(r"^(nsa_metadata_stage_seconds)", r"\1_count", code)
 
 
 def put(expression):
@@ -61,11 +69,16 @@ def traffic(server, stubs, pb, credentials):
 def test_every_query_has_an_answer(stubs, pb, tmp_path):
     authority = Authority()
     certificate, key = authority.issue("localhost").write(tmp_path, "server")
+    authority_file = tmp_path / "ca.crt"
+    authority_file.write_bytes(authority.certificate)
     # A device that fails, so that faults are counted by their reasons.
     flags = ["--fail_at=50", f"--tls_certificate={certificate}", f"--tls_key={key}"]
     credentials = grpc.ssl_channel_credentials(authority.certificate)
     with Server(*flags, program=TEST_SERVER) as server, Prometheus([server.metrics_address], tmp_path) as prometheus:
         with traffic(server, stubs, pb, credentials):
+            # What the runbook says first.
+            proven = run(CLIENT, "doctor", f"--target={server.address}", f"--tls_ca={authority_file}", "--tls_server_name=localhost")
+            assert proven.returncode == 0, proven.stdout + proven.stderr
             unanswered = dict(queries())
             assert len(unanswered) > 30
 
@@ -77,6 +90,14 @@ def test_every_query_has_an_answer(stubs, pb, tmp_path):
             eventually(all_answered, f"all queries have an answer; not yet: {unanswered}", 60)
             for expression in EVENTS:
                 prometheus.query(put(expression))  # which fails if it can't be parsed
+
+
+def test_every_flag_the_runbook_names_is_there():
+    known = "".join(run(program, *how).stdout for program, how in ((SERVER, ["--help"]), (CLIENT, ["doctor", "--help"])))
+    # kubectl's own.
+    named = set(re.findall(r"(--\w+)", RUNBOOK)) - {"--previous"}
+    assert len(named) > 5
+    assert {flag for flag in named if flag not in known} == set()
 
 
 def test_panels_say_what_they_are_and_ask_the_chosen_source():
