@@ -170,7 +170,8 @@ void Acceptor::Run() {
   // So that one that stalls is ended at most a quarter late.
   const Clock::duration stalled_every = options_.stall_timeout / 4;
   TimePoint look_at_stalled = Clock::now() + stalled_every;
-  TimePoint look_at_undelivered = Clock::now() + kUndeliveredEvery;
+  const bool bounded = options_.max_undelivered_bytes != UINT64_MAX;
+  TimePoint look_at_undelivered = bounded ? Clock::now() + kUndeliveredEvery : TimePoint::max();
   for (;;) {
     const TimePoint next_look = std::min(look_at_stalled, look_at_undelivered);
     const auto until_look = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());

@@ -72,7 +72,8 @@ class Acceptor {
     const Delivered& delivered;
     // How long a connection's peer may take next to nothing of what is written; see ConnectionTable::ShutDownStalled.
     Clock::duration stall_timeout = std::chrono::hours(24);
-    // What all connections may have sent that is no request; see ConnectionTable::ShutDownUndelivered.
+    // What all connections may have sent that is no request, which is looked at where there is a bound; see
+    // ConnectionTable::ShutDownUndelivered.
     uint64_t max_undelivered_bytes = UINT64_MAX;
     // So many connections were ended for one of these.
     std::function<void(ConnectionEnd why, size_t count)> ended = [](ConnectionEnd, size_t) {};
