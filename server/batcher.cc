@@ -238,7 +238,7 @@ void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
                                 .total_tokens = e.total_tokens,
                                 .mode = static_cast<v1::SequenceMode>(e.spec.mode),
                                 .timing = e.include_timing ? &timing : nullptr};
-  Messages reply = e.layout.Frame(e.framing, scalars, task.permit, pool_);
+  Messages reply = e.layout.Frame(scalars, task.permit, pool_);
   journey.frame_ns = Nanoseconds(done, Clock::now());
   metrics_.TaskDone(journey);
   Reached(Step::kReplying);

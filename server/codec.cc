@@ -2,6 +2,7 @@
 
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/support/proto_buffer_reader.h"
@@ -25,9 +26,9 @@ Refusal Refuse(v1::RefusalReason reason, const std::string& field, int64_t value
   return Invalid(reason, absl::StrCat(field, " is ", value, ", ", bound, " ", limit), field, value, limit);
 }
 
-Check CheckSizes(const v1::ExpandRequest& request, const RequestLimits& limits) {
-  const int64_t q = request.extend_seq_lens_size();
-  const int64_t s = request.seq_lens_size();
+Check CheckSizes(const Expansion& expansion, const RequestLimits& limits) {
+  const auto q = static_cast<int64_t>(expansion.extend_seq_lens.size());
+  const auto s = static_cast<int64_t>(expansion.seq_lens.size());
   if (q != s) {
     return Invalid(v1::REFUSAL_REASON_LENGTHS_DIFFER,
                    absl::StrCat("seq_lens has ", s, " values, extend_seq_lens has ", q), "seq_lens", s, q);
@@ -40,7 +41,7 @@ Check CheckSizes(const v1::ExpandRequest& request, const RequestLimits& limits) 
   return std::nullopt;
 }
 
-Check CheckLengths(const char* field, std::span<const int32_t> lengths) {
+Check CheckValues(const char* field, std::span<const int32_t> lengths) {
   const std::optional<size_t> negative = kernels::FirstNegative(lengths);
   if (!negative) return std::nullopt;
   return Refuse(v1::REFUSAL_REASON_NEGATIVE_LENGTH, Element(field, *negative), lengths[*negative], "less than", 0);
@@ -109,7 +110,7 @@ Check CheckReplyBytes(const ReplyLayout& layout, const RequestLimits& limits, Fr
         absl::StrCat("the outputs take ", bytes, " bytes, more than max_reply_bytes ", limits.max_reply_bytes),
         "outputs", bytes, limits.max_reply_bytes);
   }
-  if (framing == Framing::kUnary && bytes > limits.max_unary_reply_bytes) {
+  if (framing != Framing::kStream && bytes > limits.max_unary_reply_bytes) {
     return Invalid(v1::REFUSAL_REASON_REPLY_TOO_LARGE,
                    absl::StrCat("the outputs take ", bytes, " bytes, more than max_unary_reply_bytes ",
                                 limits.max_unary_reply_bytes, "; ExpandStream returns them in chunks"),
@@ -143,24 +144,33 @@ std::optional<Refusal> Validate(const v1::ExpandRequest& request, const RequestL
                                 Expansion* expansion) {
   Expansion& e = *expansion;
   e.request_id = request.request_id();
-  e.framing = framing;
   e.include_timing = request.include_timing();
   e.spec = {.nsa_index_topk = request.nsa_index_topk(), .mode = kernels::SequenceMode::kRepeat, .outputs = {}};
   e.extend_seq_lens = {request.extend_seq_lens().data(), static_cast<size_t>(request.extend_seq_lens_size())};
   e.seq_lens = {request.seq_lens().data(), static_cast<size_t>(request.seq_lens_size())};
 
-  if (Check refusal = CheckSizes(request, limits)) return refusal;
-  if (Check refusal = CheckLengths("extend_seq_lens", e.extend_seq_lens)) return refusal;
-  if (Check refusal = CheckLengths("seq_lens", e.seq_lens)) return refusal;
+  if (Check refusal = CheckLengths(e, limits)) return refusal;
   if (Check refusal = ReadMode(request, &e.spec)) return refusal;
   if (Check refusal = ReadOutputs(request, &e.spec)) return refusal;
-  if (Check refusal = CheckTopK(e.spec)) return refusal;
+  return Measure(limits, framing, {}, expansion);
+}
 
+std::optional<Refusal> CheckLengths(const Expansion& expansion, const RequestLimits& limits) {
+  if (Check refusal = CheckSizes(expansion, limits)) return refusal;
+  if (Check refusal = CheckValues("extend_seq_lens", expansion.extend_seq_lens)) return refusal;
+  return CheckValues("seq_lens", expansion.seq_lens);
+}
+
+std::optional<Refusal> Measure(const RequestLimits& limits, Framing framing, std::string inference_head,
+                               Expansion* expansion) {
+  Expansion& e = *expansion;
+  if (Check refusal = CheckTopK(e.spec)) return refusal;
   e.total_tokens = kernels::Sum(e.extend_seq_lens);
   if (Check refusal = CheckTokens(e.total_tokens, limits)) return refusal;
   if (Check refusal = CheckOverflow(e)) return refusal;
 
-  e.layout = ReplyLayout(e.spec.outputs, static_cast<int64_t>(e.seq_lens.size()), e.total_tokens);
+  e.layout = ReplyLayout(e.spec.outputs, static_cast<int64_t>(e.seq_lens.size()), e.total_tokens, framing,
+                         std::move(inference_head));
   return CheckReplyBytes(e.layout, limits, framing);
 }
 

@@ -24,12 +24,20 @@ struct Expansion {
   std::span<const int32_t> extend_seq_lens;
   std::span<const int32_t> seq_lens;
   int64_t total_tokens = 0;
-  Framing framing = Framing::kUnary;
   ReplyLayout layout;
 };
 
+// Larger requests leave memory in the message they are decoded to that isn't worth keeping.
+inline constexpr size_t kKeptRequestBytes = 64 << 10;
+
 // Decodes `bytes` into `message`. Refuses what is none of its kind (MALFORMED), else returns nothing.
 std::optional<Refusal> Decode(const grpc::ByteBuffer& bytes, google::protobuf::MessageLite* message);
+
+// What Validate does with a request whose spec and lengths are in `expansion`, in two parts: sizes and values; what
+// they come to. The second sets total_tokens and layout, with the head that Framing::kInference has.
+std::optional<Refusal> CheckLengths(const Expansion& expansion, const RequestLimits& limits);
+std::optional<Refusal> Measure(const RequestLimits& limits, Framing framing, std::string inference_head,
+                               Expansion* expansion);
 
 // The refusal of a message of `bytes` bytes that is `what`.
 Refusal Malformed(const std::string& what, int64_t bytes);

@@ -3,6 +3,7 @@
 #include <string_view>
 #include <vector>
 
+#include "inference/inference.grpc.pb.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/refusal.h"
 
@@ -28,7 +29,16 @@ std::string_view CodeName(size_t code) {
   return kNames[code];
 }
 
-constexpr std::array<const char*, kNumMethods> kMethodNames = {"Expand", "ExpandStream", "GetServerInfo", "other"};
+constexpr std::array<const char*, kNumMethods> kMethodNames = {
+    "Expand",         "ExpandStream",  "GetServerInfo", "ServerLive",  "ServerReady",     "ModelReady",
+    "ServerMetadata", "ModelMetadata", "ModelInfer",    "ModelConfig", "ModelStatistics", "other"};
+
+const char* ServiceName(Method method) {
+  if (method == Method::kOther) return "other";
+  return method < Method::kServerLive ? v1::MetadataService::service_full_name()
+                                      : inference::GRPCInferenceService::service_full_name();
+}
+
 constexpr std::array<std::pair<const char*, const char*>, kNumReloaded> kReloads = {
     {{"nsa_metadata_tls_reloads_total", "Times that the certificates' files had changed, by whether they are in use."},
      {"nsa_metadata_policy_reloads_total", "Times that the policy's file had changed, by whether it is in use."}}};
@@ -55,9 +65,8 @@ std::string_view FaultReason(const absl::Status& why) {
 std::string_view MethodName(Method method) { return kMethodNames[static_cast<size_t>(method)]; }
 
 Metrics::CallMetrics Metrics::AddCall(Method method) {
-  const bool other = method == Method::kOther;
   const Labels labels = {{"grpc_type", method == Method::kExpandStream ? "bidi_stream" : "unary"},
-                         {"grpc_service", other ? "other" : v1::MetadataService::service_full_name()},
+                         {"grpc_service", ServiceName(method)},
                          {"grpc_method", kMethodNames[static_cast<size_t>(method)]}};
   CallMetrics call;
   call.started = metrics_.AddCounter("grpc_server_started_total", "Calls started on the server.", labels);

@@ -22,9 +22,22 @@
 
 namespace nsa::metadata::server {
 
-// kOther: one that this server does not have.
-enum class Method : uint8_t { kExpand, kExpandStream, kGetServerInfo, kOther };
-inline constexpr size_t kNumMethods = 4;
+// Those of the two services, in the order of their protos. kOther: one that this server does not have.
+enum class Method : uint8_t {
+  kExpand,
+  kExpandStream,
+  kGetServerInfo,
+  kServerLive,
+  kServerReady,
+  kModelReady,
+  kServerMetadata,
+  kModelMetadata,
+  kModelInfer,
+  kModelConfig,
+  kModelStatistics,
+  kOther
+};
+inline constexpr size_t kNumMethods = 12;
 
 enum class Stage : uint8_t { kParse, kAdmit, kQueue, kPack, kDevice, kFrame, kSend };
 inline constexpr size_t kNumStages = 7;

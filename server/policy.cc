@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
+#include "inference/inference.pb.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 
 namespace nsa::metadata::server {
@@ -16,7 +17,8 @@ constexpr char kAny[] = "*";
 
 bool IsMethod(const std::string& name) {
   const auto* service = v1::GetServerInfoRequest::descriptor()->file()->service(0);
-  return service->FindMethodByName(name) != nullptr;
+  const auto* inference = ::inference::ModelInferRequest::descriptor()->file()->service(0);
+  return service->FindMethodByName(name) != nullptr || inference->FindMethodByName(name) != nullptr;
 }
 
 absl::Status Wrong(int rule, std::string_view what) {

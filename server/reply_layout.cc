@@ -9,6 +9,8 @@
 #include <span>
 #include <string>
 
+#include "inference/inference.pb.h"
+
 namespace nsa::metadata::server {
 namespace {
 
@@ -39,23 +41,12 @@ uint32_t Tag(kernels::Output output) {
   return WireFormatLite::MakeTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
 }
 
-size_t HeadBytes(kernels::Output output, size_t bytes) {
-  return CodedOutputStream::VarintSize32(Tag(output)) + CodedOutputStream::VarintSize32(static_cast<uint32_t>(bytes));
-}
+constexpr uint32_t kRawTag = WireFormatLite::MakeTag(inference::ModelInferResponse::kRawOutputContentsFieldNumber,
+                                                     WireFormatLite::WIRETYPE_LENGTH_DELIMITED);
 
 uint8_t* WriteLength(int field, size_t bytes, uint8_t* to) {
   to = WireFormatLite::WriteTagToArray(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED, to);
   return CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), to);
-}
-
-uint8_t* WriteHead(kernels::Output output, size_t bytes, uint8_t* to) {
-  to = CodedOutputStream::WriteVarint32ToArray(Tag(output), to);
-  return CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(bytes), to);
-}
-
-std::string ArrayHead(kernels::Output output, size_t bytes) {
-  uint8_t head[kTagAndLength];
-  return std::string(head, WriteHead(output, bytes, head));
 }
 
 // What comes before the fields of an ExpandResponse of `bytes` bytes in the message of a stream.
@@ -96,16 +87,37 @@ std::string ReplyScalars::Encode() const {
   return std::string(bytes, end);
 }
 
-ReplyLayout::ReplyLayout(kernels::OutputSet outputs, int64_t num_sequences, int64_t total_tokens)
-    : total_tokens_(total_tokens), block_bytes_(kAlignment), wire_bytes_(kScalars) {
+ReplyLayout::ReplyLayout(kernels::OutputSet outputs, int64_t num_sequences, int64_t total_tokens, Framing framing,
+                         std::string inference_head)
+    : framing_(framing),
+      inference_head_(std::move(inference_head)),
+      total_tokens_(total_tokens),
+      block_bytes_(kAlignment),
+      wire_bytes_(framing == Framing::kInference ? inference_head_.size() : kScalars) {
+  // The first array has all other fields before it.
+  const size_t first = AlignUp(std::max(inference_head_.size(), kScalars + kStreamHead) + kTagAndLength);
   outputs.ForEach([&](kernels::Output output) {
     const size_t bytes = sizeof(int32_t) * kernels::OutputLength(output, num_sequences, total_tokens);
-    const size_t offset = num_arrays_ == 0 ? kAlignment : AlignUp(block_bytes_ + kTagAndLength);
+    const size_t offset = num_arrays_ == 0 ? first : AlignUp(block_bytes_ + kTagAndLength);
     const bool per_token = output != kernels::Output::kCuSeqlensQ && output != kernels::Output::kCuSeqlensK;
-    arrays_[num_arrays_++] = {output, offset, bytes, per_token};
+    const Array& array = arrays_[num_arrays_++] = {output, offset, bytes, per_token};
     block_bytes_ = offset + bytes;
-    if (bytes > 0) wire_bytes_ += HeadBytes(output, bytes) + bytes;
+    if (!LeftOut(array)) wire_bytes_ += HeadBytes(array) + bytes;
   });
+}
+
+uint32_t ReplyLayout::TagOf(const Array& array) const {
+  return framing_ == Framing::kInference ? kRawTag : Tag(array.output);
+}
+
+size_t ReplyLayout::HeadBytes(const Array& array) const {
+  return CodedOutputStream::VarintSize32(TagOf(array)) +
+         CodedOutputStream::VarintSize32(static_cast<uint32_t>(array.bytes));
+}
+
+uint8_t* ReplyLayout::WriteHead(const Array& array, uint8_t* to) const {
+  to = CodedOutputStream::WriteVarint32ToArray(TagOf(array), to);
+  return CodedOutputStream::WriteVarint32ToArray(static_cast<uint32_t>(array.bytes), to);
 }
 
 kernels::OutputPointers ReplyLayout::Pointers(uint8_t* base) const {
@@ -116,15 +128,18 @@ kernels::OutputPointers ReplyLayout::Pointers(uint8_t* base) const {
   return out;
 }
 
-Messages ReplyLayout::Frame(Framing framing, const ReplyScalars& scalars, const OutputPermit& permit,
-                            OutputPool& pool) const {
+Messages ReplyLayout::Frame(const ReplyScalars& scalars, const OutputPermit& permit, OutputPool& pool) const {
+  Messages messages;
+  if (framing_ == Framing::kInference) {
+    messages.push_back(FrameWhole(inference_head_, permit, pool));
+    return messages;
+  }
   const std::string head = scalars.Encode();
   size_t bytes = head.size();
   for (size_t i = 0; i < num_arrays_; ++i) {
-    if (arrays_[i].bytes > 0) bytes += HeadBytes(arrays_[i].output, arrays_[i].bytes) + arrays_[i].bytes;
+    if (!LeftOut(arrays_[i])) bytes += HeadBytes(arrays_[i]) + arrays_[i].bytes;
   }
-  Messages messages;
-  if (framing == Framing::kUnary) {
+  if (framing_ == Framing::kUnary) {
     messages.push_back(FrameWhole(head, permit, pool));
   } else if (bytes + kStreamHead <= kMaxChunkBytes || total_tokens_ == 0) {
     messages.push_back(FrameWhole(StreamHead(0, /*last=*/true, bytes) + head, permit, pool));
@@ -148,12 +163,12 @@ ReplyMessage ReplyLayout::FrameWhole(const std::string& head, const OutputPermit
   uint8_t* const base = permit.data();
   for (size_t i = 0; i < num_arrays_; ++i) {
     const Array& array = arrays_[i];
-    if (array.bytes == 0) continue;  // proto3 leaves an empty array out
+    if (LeftOut(array)) continue;
     const size_t before = pieces.empty() ? head.size() : 0;
-    const size_t begin = array.offset - HeadBytes(array.output, array.bytes) - before;
+    const size_t begin = array.offset - HeadBytes(array) - before;
     const size_t bytes = array.offset + array.bytes - begin;
     head.copy(reinterpret_cast<char*>(base + begin), before);
-    WriteHead(array.output, array.bytes, base + begin + before);
+    WriteHead(array, base + begin + before);
     if (!pieces.empty() && bytes <= kMovedBytes) {
       Piece& last = pieces.back();
       memmove(base + last.begin + last.bytes, base + begin, bytes);
@@ -202,9 +217,12 @@ ReplyMessage ReplyLayout::FrameChunk(const Chunk& chunk, const std::string& scal
     const auto [first, end] = Values(arrays_[i], chunk);
     if (first == end) continue;
     const size_t value_bytes = static_cast<size_t>(end - first) * sizeof(int32_t);
-    const std::string head = ArrayHead(arrays_[i].output, value_bytes);
-    bytes += head.size() + value_bytes;
-    slices[num_slices++] = grpc::Slice(head);
+    // Its part that is here, as an array of its own.
+    const Array part = {.output = arrays_[i].output, .offset = 0, .bytes = value_bytes, .per_token = true};
+    uint8_t head[kTagAndLength];
+    const auto head_bytes = static_cast<size_t>(WriteHead(part, head) - head);
+    bytes += head_bytes + value_bytes;
+    slices[num_slices++] = grpc::Slice(head, head_bytes);
     slices[num_slices++] = permit.Slice(arrays_[i].offset + static_cast<size_t>(first) * sizeof(int32_t), value_bytes);
   }
   slices[0] = grpc::Slice(StreamHead(chunk.begin, chunk.last, bytes) + scalars);

@@ -6,6 +6,7 @@
 
 #include "absl/time/time.h"
 #include "server/completion_queue.h"
+#include "server/inference_calls.h"
 #include "server/other_call.h"
 #include "server/stream_call.h"
 #include "server/unary_call.h"
@@ -56,12 +57,15 @@ Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Met
                .delivered = delivered,
                .infos = std::move(infos),
                .service = {},
+               .inference = {},
+               .inference_statistics = {},
                .other_methods = {},
                .live = {},
                .streams = {}} {}
 
 void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.service);
+  builder.RegisterService(&context_.inference);
   builder.RegisterAsyncGenericService(&context_.other_methods);
   context_.health.Register(builder);
   for (int64_t i = 0; i < context_.options.completion_queues; ++i) {
@@ -73,6 +77,8 @@ void Service::Start() {
   for (const auto& queue : queues_) {
     for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitExpand(context_, *queue);
     AwaitGetServerInfo(context_, *queue);
+    for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitModelInfer(context_, *queue);
+    AwaitInferenceQuestions(context_, *queue);
     StreamCall::Await(context_, *queue);
     OtherCall::Await(context_, *queue);
     context_.health.AwaitCalls(*queue->get());

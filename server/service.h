@@ -10,12 +10,14 @@
 #include "absl/base/thread_annotations.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/server_builder.h"
+#include "inference/inference.grpc.pb.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/batcher.h"
 #include "server/call_queue.h"
 #include "server/callers.h"
 #include "server/delivered.h"
 #include "server/health_service.h"
+#include "server/inference_statistics.h"
 #include "server/live_calls.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
@@ -48,6 +50,25 @@ class AsyncService final
   void RequestGetServerInfo(grpc::ServerContext* context, grpc::ByteBuffer* request, UnaryWriter* writer,
                             grpc::ServerCompletionQueue* queue, void* tag) {
     RequestAsyncUnary(2, context, request, writer, queue, queue, tag);
+  }
+};
+
+// The Open Inference Protocol's, likewise.
+class AsyncInferenceService final
+    : public inference::GRPCInferenceService::WithRawMethod_ServerLive<
+          inference::GRPCInferenceService::WithRawMethod_ServerReady<
+              inference::GRPCInferenceService::WithRawMethod_ModelReady<
+                  inference::GRPCInferenceService::WithRawMethod_ServerMetadata<
+                      inference::GRPCInferenceService::WithRawMethod_ModelMetadata<
+                          inference::GRPCInferenceService::WithRawMethod_ModelInfer<
+                              inference::GRPCInferenceService::WithRawMethod_ModelConfig<
+                                  inference::GRPCInferenceService::WithRawMethod_ModelStatistics<
+                                      inference::GRPCInferenceService::Service>>>>>>>> {
+ public:
+  void Request(Method method, grpc::ServerContext* context, grpc::ByteBuffer* request,
+               AsyncService::UnaryWriter* writer, grpc::ServerCompletionQueue* queue, void* tag) {
+    const int place = static_cast<int>(method) - static_cast<int>(Method::kServerLive);
+    RequestAsyncUnary(place, context, request, writer, queue, queue, tag);
   }
 };
 
@@ -87,6 +108,8 @@ struct CallContext {
   const Callers callers{options};
   SlowCalls slow_calls{options.slow_call_threshold, callers};
   AsyncService service;
+  AsyncInferenceService inference;
+  InferenceStatistics inference_statistics;
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
   OpenStreams streams;

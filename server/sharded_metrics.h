@@ -40,6 +40,9 @@ class ShardedMetrics final : public prometheus::Collectable {
   void Seal();
 
   void Increment(const Counter& counter) { Add(counter.cell, 1); }
+  void Add(const Counter& counter, uint64_t value) { Add(counter.cell, value); }
+  // What was added so far.
+  uint64_t ValueOf(const Counter& counter) const { return Sum(counter.cell); }
   void Observe(const Histogram& histogram, uint64_t value) {
     // 0 up to the first bound, 1 up to twice that, …; num_bounds beyond the last.
     const size_t bucket = value == 0 ? 0 : std::bit_width((value - 1) / histogram.first_bound);

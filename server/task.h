@@ -54,6 +54,8 @@ class Task : public Recycled<Task> {
 
   // Makes the lengths that `expansion` has in `request` this object's own.
   void TakeLengths(v1::ExpandRequest* request);
+  // The same of lengths that are somebody else's.
+  void CopyLengths();
   bool cancelled() const { return responder_->cancelled(); }
   void Reply(Messages reply, const Journey& journey) {
     std::exchange(responder_, nullptr)->Reply(std::move(reply), journey);
@@ -70,25 +72,41 @@ class Task : public Recycled<Task> {
   // Both arrays of some hundred sequences; those of more stay in the memory they were decoded to.
   static constexpr size_t kLengthsHere = 256;
 
+  // Copies lengths that have room in lengths_; false if they have none.
+  bool CopyFewLengths();
+
   Responder* responder_ = nullptr;
   google::protobuf::RepeatedField<int32_t> extend_seq_lens_;
   google::protobuf::RepeatedField<int32_t> seq_lens_;
   int32_t lengths_[kLengthsHere];
 };
 
-inline void Task::TakeLengths(v1::ExpandRequest* request) {
+inline bool Task::CopyFewLengths() {
   const size_t num_sequences = expansion.seq_lens.size();
-  if (2 * num_sequences <= kLengthsHere) {
-    std::copy_n(expansion.extend_seq_lens.begin(), num_sequences, lengths_);
-    std::copy_n(expansion.seq_lens.begin(), num_sequences, lengths_ + num_sequences);
-    expansion.extend_seq_lens = {lengths_, num_sequences};
-    expansion.seq_lens = {lengths_ + num_sequences, num_sequences};
-  } else {
-    extend_seq_lens_.Swap(request->mutable_extend_seq_lens());
-    seq_lens_.Swap(request->mutable_seq_lens());
-    expansion.extend_seq_lens = {extend_seq_lens_.data(), num_sequences};
-    expansion.seq_lens = {seq_lens_.data(), num_sequences};
-  }
+  if (2 * num_sequences > kLengthsHere) return false;
+  std::copy_n(expansion.extend_seq_lens.begin(), num_sequences, lengths_);
+  std::copy_n(expansion.seq_lens.begin(), num_sequences, lengths_ + num_sequences);
+  expansion.extend_seq_lens = {lengths_, num_sequences};
+  expansion.seq_lens = {lengths_ + num_sequences, num_sequences};
+  return true;
+}
+
+inline void Task::TakeLengths(v1::ExpandRequest* request) {
+  if (CopyFewLengths()) return;
+  const size_t num_sequences = expansion.seq_lens.size();
+  extend_seq_lens_.Swap(request->mutable_extend_seq_lens());
+  seq_lens_.Swap(request->mutable_seq_lens());
+  expansion.extend_seq_lens = {extend_seq_lens_.data(), num_sequences};
+  expansion.seq_lens = {seq_lens_.data(), num_sequences};
+}
+
+inline void Task::CopyLengths() {
+  if (CopyFewLengths()) return;
+  const size_t num_sequences = expansion.seq_lens.size();
+  extend_seq_lens_.Assign(expansion.extend_seq_lens.begin(), expansion.extend_seq_lens.end());
+  seq_lens_.Assign(expansion.seq_lens.begin(), expansion.seq_lens.end());
+  expansion.extend_seq_lens = {extend_seq_lens_.data(), num_sequences};
+  expansion.seq_lens = {seq_lens_.data(), num_sequences};
 }
 
 }  // namespace nsa::metadata::server

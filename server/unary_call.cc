@@ -8,16 +8,12 @@
 #include "server/admission.h"
 #include "server/check_call.h"
 #include "server/recycled.h"
-#include "server/task.h"
 
 namespace nsa::metadata::server {
 namespace {
 
 // More than any max_rpc_duration.
 constexpr int64_t kMostSeconds = 365 * 24 * 3600;
-
-// Larger requests leave memory in the message they are decoded to that isn't worth keeping.
-constexpr size_t kKeptBytes = 64 << 10;
 
 }  // namespace
 
@@ -84,7 +80,7 @@ void UnaryCall::OnSent(bool ok) {
   const uint64_t total_ns = Nanoseconds(arrived_, now);
   const uint64_t send_ns = Nanoseconds(TimePoint(Clock::duration(answered_.load(std::memory_order_relaxed))), now);
   context_.metrics.CallHandled(method_, code_, total_ns);
-  if (ok && code_ == grpc::StatusCode::OK && method_ == Method::kExpand) context_.metrics.Sent(send_ns);
+  if (ok && code_ == grpc::StatusCode::OK && journey_) context_.metrics.Sent(send_ns);
   if (!ok && !refused_) refused_ = v1::REFUSAL_REASON_CANCELLED;  // or out of reach
   context_.slow_calls.Note(server_context_, method_, refused_, total_ns, send_ns, journey_);
   if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.Cancelled(Stage::kSend);
@@ -108,36 +104,13 @@ void UnaryCall::Unref() {
   delete this;
 }
 
-namespace {
-
-class ExpandCall final : public UnaryCall, public Responder, public Recycled<ExpandCall> {
- public:
-  ExpandCall(CallContext& context, CallQueue& queue) : UnaryCall(Method::kExpand, context, queue) { AwaitCall(); }
-
-  bool cancelled() const override { return caller_gone(); }
-  void Reply(Messages reply, const Journey& journey) override { Send(std::move(reply.front()), journey); }
-  void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
-
- private:
-  void Request(void* tag) override {
-    context_.service.RequestExpand(&server_context_, &request_, &writer_, queue_.get(), tag);
-  }
-  void MakeSuccessor() override { new ExpandCall(context_, queue_); }
-  void Handle() override;
-};
-
-void ExpandCall::Handle() {
+void ComputeCall::Handle() {
   auto task = std::make_unique<Task>();
   task->AnswerTo(*this);
   task->times.arrived = arrived();
   task->deadline = Deadline();
   task->account = caller().account;
-  // One a thread: it keeps its memory from call to call.
-  thread_local v1::ExpandRequest request;
-  std::optional<Refusal> refusal = Decode(request_, &request);
-  if (!refusal) refusal = Validate(request, context_.options.request, Framing::kUnary, &task->expansion);
-  if (!refusal) task->TakeLengths(&request);
-  if (request_.Length() > kKeptBytes) request = {};
+  std::optional<Refusal> refusal = Read(*task);
   request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
@@ -146,6 +119,30 @@ void ExpandCall::Handle() {
   }
   if (!refusal) refusal = Admit(context_, &task);
   if (refusal) task->Refuse(*refusal);
+}
+
+namespace {
+
+class ExpandCall final : public ComputeCall, public Recycled<ExpandCall> {
+ public:
+  ExpandCall(CallContext& context, CallQueue& queue) : ComputeCall(Method::kExpand, context, queue) { AwaitCall(); }
+
+ private:
+  void Request(void* tag) override {
+    context_.service.RequestExpand(&server_context_, &request_, &writer_, queue_.get(), tag);
+  }
+  void MakeSuccessor() override { new ExpandCall(context_, queue_); }
+  std::optional<Refusal> Read(Task& task) override;
+};
+
+std::optional<Refusal> ExpandCall::Read(Task& task) {
+  // One a thread: it keeps its memory from call to call.
+  thread_local v1::ExpandRequest request;
+  std::optional<Refusal> refusal = Decode(request_, &request);
+  if (!refusal) refusal = Validate(request, context_.options.request, Framing::kUnary, &task.expansion);
+  if (!refusal) task.TakeLengths(&request);
+  if (request_.Length() > kKeptRequestBytes) request = {};
+  return refusal;
 }
 
 class GetServerInfoCall final : public UnaryCall {

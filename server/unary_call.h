@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <optional>
+#include <utility>
 
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_unary_call.h"
@@ -12,6 +13,7 @@
 #include "server/completion_queue.h"
 #include "server/refusal.h"
 #include "server/service.h"
+#include "server/task.h"
 
 namespace nsa::metadata::server {
 
@@ -34,6 +36,7 @@ class UnaryCall : public CallQueue::Call {
   void Send(ReplyMessage reply, const std::optional<Journey>& journey = std::nullopt);
   void SendRefusal(const Refusal& refusal);
 
+  Method method() const { return method_; }
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
   TimePoint arrived() const { return arrived_; }
   const Caller& caller() const { return caller_; }
@@ -69,6 +72,23 @@ class UnaryCall : public CallQueue::Call {
   std::atomic<bool> cancelled_{false};
   // The answer sent, and the call done.
   std::atomic<int> pending_events_{2};
+};
+
+// A call that is answered with an expansion.
+class ComputeCall : public UnaryCall, public Responder {
+ public:
+  bool cancelled() const override { return caller_gone(); }
+  void Reply(Messages reply, const Journey& journey) override { Send(std::move(reply.front()), journey); }
+  void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
+
+ protected:
+  using UnaryCall::UnaryCall;
+
+  // Reads request_ into `task`'s expansion, whose lengths become the task's own, or says what is wrong with it.
+  virtual std::optional<Refusal> Read(Task& task) = 0;
+
+ private:
+  void Handle() override;
 };
 
 // Begins to take Expand calls from `queue`, one at a time.

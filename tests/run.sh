@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
-# --full: also the proxy in front (Envoy), what it stops and how it balances, the status page in Chromium, and the container image.
+# --full: also the proxy in front (Envoy), what it stops and how it balances, Triton's perf_analyzer, the status page in Chromium, and the container image.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,7 @@ make_venv() {  # folder under tests with the requirements
 stage "packages"
 deploy/local/install.sh deploy/local/packages.txt tests/packages.txt
 make_venv e2e
+make_venv oip
 make_venv deploy
 
 stage "format"
@@ -47,6 +48,9 @@ stage "real peers: Python grpcio, h2load, Prometheus, buf"
 export NSA_METADATA_BUILD=$PWD/build/release
 # A test that failed may leave what never ends.
 PATH="$PWD/build/venv-e2e/bin:$PATH" timeout 15m build/venv-e2e/bin/python -m pytest -q --durations=5 tests/e2e
+
+stage "Open Inference Protocol: tritonclient"
+timeout 5m build/venv-oip/bin/python -m pytest -q tests/oip -m "not perf_analyzer"
 
 stage "reliability: loads and many peers, in short"
 timeout 15m tests/reliability/run.sh
@@ -66,6 +70,9 @@ if $full; then
   tests/reliability/run.sh proxy
   stage "scale-out: three servers behind Envoy"
   tests/scaleout/run.sh --long envoy
+
+  stage "Open Inference Protocol: perf_analyzer"
+  build/venv-oip/bin/python -m pytest -q tests/oip -m perf_analyzer
 
   stage "status page in Chromium"
   deploy/local/install.sh tests/page/packages.txt

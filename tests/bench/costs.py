@@ -1,6 +1,7 @@
 """What a call costs the server in processor time, memory and instructions."""
 
 import argparse
+import functools
 import re
 import signal
 import subprocess
@@ -28,6 +29,20 @@ def refusals(rounds):
     served, refused = (median(result["us"] for result in got[name]) for name in ("served", "refused"))
     ratio = median(ratios(got, "refused", "served", lambda result: result["us"]))
     print(f"processor time: served {served:.1f} us, refused {refused:.1f} us, ratio {bound(ratio, 0.7, at_most=True)}")
+
+
+def inference(rounds):
+    """ModelInfer beside Expand, the same sequences, one call at a time."""
+    server = harness.service()
+    for reply_bytes in (142, 65_536):
+        load = {"in_flight": 1, "channels": 1, "reply_bytes": reply_bytes}
+        runs = {name: functools.partial(h2load, server.address, service=name, **load) for name in ("expand", "inference")}
+        got = rounds_of(runs, rounds)
+        p50 = harness.latency("p50")
+        expand, infer = (median(map(p50, got[name])) for name in ("expand", "inference"))
+        ratio = median(ratios(got, "inference", "expand", p50))
+        print(f"Open Inference Protocol, {reply_bytes} B: Expand {expand:.0f} us, ModelInfer {infer:.0f} us, ratio {bound(ratio, 1.15, at_most=True)}")
+    server.stop()
 
 
 def started_calls(server):
@@ -117,11 +132,13 @@ def switch(server, how):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--parts", nargs="*", default=["refusals", "memory", "instructions", "contention"])
+    parser.add_argument("--parts", nargs="*", default=["refusals", "inference", "memory", "instructions", "contention"])
     flags = parser.parse_args()
     print(harness.machine())
     if "refusals" in flags.parts:
         refusals(flags.rounds)
+    if "inference" in flags.parts:
+        inference(flags.rounds)
     if "memory" in flags.parts:
         memory()
     if "instructions" in flags.parts:

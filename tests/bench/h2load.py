@@ -1,8 +1,8 @@
 """Measures a server under the request of `nsa-metadata bench`, sent by h2load, as one JSON object.
 
 h2load, an HTTP/2 load generator in C, does less for a call than gRPC's client and so leaves a server more of the machine.
-It also reaches Triton, whose protocol `nsa-metadata bench` does not speak: with --service=triton the same request is
-rewritten as a ModelInferRequest for triton_models/expand. A reply is compared with the specification before the load and
+It also speaks the Open Inference Protocol, which `nsa-metadata bench` does not: with --service=inference the same request is
+rewritten as a ModelInferRequest for this server, with --service=triton as one for Triton's triton_models/expand. A reply is compared with the specification before the load and
 after it, and all under it have to be of that reply's size together: h2load counts an error as a success, since gRPC's
 status is not HTTP's. With --bad the request has a negative length, and every call has to be refused.
 """
@@ -104,7 +104,30 @@ class TritonCall:
         infer.raw_input_contents.append(values.tobytes())
 
 
-CALLS = {"triton": TritonCall, "expand": ExpandCall}
+class InferenceCall:
+    """The same in this server's part of that protocol."""
+
+    path = MODEL_INFER
+
+    def __init__(self, request, recorded, pb):
+        self._messages = stubs.load().inference
+        mode = {number: name for name, number in reference.MODES.items()}[request.mode]
+        infer = self._messages.ModelInferRequest(model_name={"REPEAT": "nsa_metadata", "CAUSAL": "nsa_metadata_causal"}[mode])
+        lengths = {"extend_seq_lens": request.extend_seq_lens, "seq_lens": request.seq_lens, "nsa_index_topk": [request.nsa_index_topk]}
+        for name, values in lengths.items():
+            infer.inputs.add(name=name, datatype="INT32", shape=[len(values)])
+            infer.raw_input_contents.append(np.array(values, "<i4").tobytes())
+        for name in reference.DEFAULT_OUTPUTS:
+            infer.outputs.add(name=name)
+        self.message = infer.SerializeToString()
+
+    def outputs(self, reply):
+        response = self._messages.ModelInferResponse.FromString(reply)
+        contents = zip(response.outputs, response.raw_output_contents)
+        return {output.name: np.frombuffer(content, np.int32) for output, content in contents}
+
+
+CALLS = {"triton": TritonCall, "inference": InferenceCall, "expand": ExpandCall}
 
 
 def verified_reply(target, call, request):

@@ -9,6 +9,7 @@
 
 #include "client/chunks.h"
 #include "server/codec.h"
+#include "server/inference_codec.h"
 #include "server/output_pool.h"
 #include "tests/fuzz/check.h"
 #include "tests/support/requests.h"
@@ -20,12 +21,12 @@ namespace {
 using server::Framing;
 using testing::Check;
 
-// Small, so that it is as likely to be passed as not.
+// Small, so that it is as likely to be passed as not, but large enough for replies in chunks.
 constexpr server::RequestLimits kLimits = {
-    .max_sequences = 64, .max_tokens = 1 << 15, .max_reply_bytes = 512 << 10, .max_unary_reply_bytes = 128 << 10};
+    .max_sequences = 64, .max_tokens = 1 << 17, .max_reply_bytes = 3 << 20, .max_unary_reply_bytes = 128 << 10};
 
 struct Machine {
-  std::shared_ptr<server::OutputPool> pool = *server::OutputPool::Create(*kernels::AllocatePageable(4 << 20));
+  std::shared_ptr<server::OutputPool> pool = *server::OutputPool::Create(*kernels::AllocatePageable(8 << 20));
   std::unique_ptr<kernels::Backend> backend = kernels::CreateCpuBackend();
   std::unique_ptr<kernels::Lane> lane = *backend->CreateLane({.max_sequences = 64, .max_requests = 1});
 };
@@ -55,6 +56,11 @@ v1::ExpandResponse Join(const server::Messages& messages, Framing framing) {
     Check(messages.size() == 1 && whole.ParseFromString(BytesOf(messages.front().bytes)), "a reply is a message");
     return whole;
   }
+  if (framing == Framing::kInference) {
+    inference::ModelInferResponse response;
+    Check(messages.size() == 1 && response.ParseFromString(BytesOf(messages.front().bytes)), "a reply is a message");
+    return testing::ToExpandResponse(response);
+  }
   client::Chunks chunks;
   for (const server::ReplyMessage& message : messages) {
     v1::ExpandStreamResponse chunk;
@@ -66,7 +72,7 @@ v1::ExpandResponse Join(const server::Messages& messages, Framing framing) {
   return chunks.Take();
 }
 
-void Answer(Machine& machine, const server::Expansion& expansion) {
+void Answer(Machine& machine, const server::Expansion& expansion, Framing framing) {
   testing::TestRequest request;
   request.spec = expansion.spec;
   request.extend_seq_lens.assign(expansion.extend_seq_lens.begin(), expansion.extend_seq_lens.end());
@@ -82,25 +88,28 @@ void Answer(Machine& machine, const server::Expansion& expansion) {
   const server::ReplyScalars scalars = {.request_id = expansion.request_id,
                                         .total_tokens = expansion.total_tokens,
                                         .mode = static_cast<v1::SequenceMode>(expansion.spec.mode)};
-  const v1::ExpandResponse response =
-      Join(expansion.layout.Frame(expansion.framing, scalars, permit, *machine.pool), expansion.framing);
+  const v1::ExpandResponse response = Join(expansion.layout.Frame(scalars, permit, *machine.pool), framing);
   Check(testing::ToArrays(response) == testing::ReferenceArrays(request), "the arrays are the reference's");
-  Check(response.request_id() == expansion.request_id, "request_id");
+  Check(framing == Framing::kInference || response.request_id() == expansion.request_id, "request_id");
 }
 
 }  // namespace
 }  // namespace nsa::metadata
 
-// The first byte says how the rest travels: its lowest bit as a stream's item, the next two in how many slices.
+// The first byte says how the rest travels: its lowest bit as a stream's item, the next two in how many slices, the one
+// after them by the Open Inference Protocol.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace nsa::metadata;  // NOLINT: a function outside of it
   static Machine machine;
   if (size == 0) return 0;
   const grpc::ByteBuffer bytes = InSlices({reinterpret_cast<const char*>(data) + 1, size - 1}, 1 + (data[0] >> 1 & 3));
   v1::ExpandRequest request;
+  inference::ModelInferRequest inference_request;
   std::optional<server::Refusal> refusal;
-  const Framing framing = data[0] & 1 ? Framing::kStream : Framing::kUnary;
-  if (framing == Framing::kStream) {
+  const Framing framing = data[0] & 8 ? Framing::kInference : data[0] & 1 ? Framing::kStream : Framing::kUnary;
+  if (framing == Framing::kInference) {
+    refusal = server::Decode(bytes, &inference_request);
+  } else if (framing == Framing::kStream) {
     v1::ExpandStreamRequest message;
     refusal = server::Decode(bytes, &message);
     request.Swap(message.mutable_expand());
@@ -108,12 +117,19 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     refusal = server::Decode(bytes, &request);
   }
   server::Expansion expansion;
-  if (!refusal) refusal = server::Validate(request, kLimits, framing, &expansion);
+  server::InferenceRequest inference;
+  if (!refusal && framing == Framing::kInference) {
+    refusal = server::Validate(inference_request, kLimits, &expansion, &inference);
+  } else if (!refusal) {
+    refusal = server::Validate(request, kLimits, framing, &expansion);
+  }
   if (refusal) {
-    Check(refusal->code == grpc::StatusCode::INVALID_ARGUMENT && !refusal->message.empty(), "a refusal says why");
+    const bool unknown = refusal->code == grpc::StatusCode::NOT_FOUND && !inference.model;
+    Check(unknown || refusal->code == grpc::StatusCode::INVALID_ARGUMENT, "a refusal's code");
+    Check(!refusal->message.empty() && refusal->message.size() < 1000, "a refusal says why, in short");
     Check(!ToStatus(*refusal).error_details().empty(), "and has details");
   } else {
-    Answer(machine, expansion);
+    Answer(machine, expansion, framing);
   }
   return 0;
 }

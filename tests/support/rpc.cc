@@ -2,6 +2,10 @@
 
 #include <google/protobuf/reflection.h>
 
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
 
@@ -33,6 +37,19 @@ Arrays ToArrays(const v1::ExpandResponse& response) {
     const auto* field = response.GetDescriptor()->FindFieldByName(kernels::OutputName(output));
     const auto values = response.GetReflection()->GetRepeatedFieldRef<int32_t>(response, field);
     arrays[static_cast<size_t>(output)].assign(values.begin(), values.end());
+  }
+  return arrays;
+}
+
+v1::ExpandResponse ToExpandResponse(const inference::ModelInferResponse& response) {
+  v1::ExpandResponse arrays;
+  for (int i = 0; i < std::min(response.outputs_size(), response.raw_output_contents_size()); ++i) {
+    const auto* field = arrays.GetDescriptor()->FindFieldByName(response.outputs(i).name());
+    if (field == nullptr) continue;
+    std::vector<int32_t> values(response.raw_output_contents(i).size() / sizeof(int32_t));
+    memcpy(values.data(), response.raw_output_contents(i).data(), values.size() * sizeof(int32_t));
+    const auto to = arrays.GetReflection()->GetMutableRepeatedFieldRef<int32_t>(&arrays, field);
+    for (int32_t value : values) to.Add(value);
   }
   return arrays;
 }

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "grpcpp/client_context.h"
+#include "inference/inference.pb.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "tests/support/requests.h"
 
@@ -17,6 +18,9 @@ v1::ExpandRequest SmallRequest();
 
 // The arrays of a response, by output.
 Arrays ToArrays(const v1::ExpandResponse& response);
+
+// The same arrays as Expand answers them; those of raw_output_contents that `outputs` names.
+v1::ExpandResponse ToExpandResponse(const inference::ModelInferResponse& response);
 
 struct Reply {
   grpc::Status status;
