@@ -1,6 +1,7 @@
 // nsa-metadata: the service from the command line.
 #include "absl/synchronization/mutex.h"
 #include "client/command_bench.h"
+#include "client/command_check.h"
 #include "client/command_doctor.h"
 #include "client/command_expand.h"
 #include "client/command_health.h"
@@ -21,6 +22,7 @@ int main(int argc, char** argv) {
   client::AddBenchCommand(program, exit_code);
   client::AddHealthCommand(program, exit_code);
   client::AddDoctorCommand(program, exit_code);
+  client::AddCheckCommand(program, exit_code);
   try {
     program.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -7,6 +7,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/async_stream.h"
 #include "grpcpp/support/async_unary_call.h"
+#include "inference/inference.grpc.pb.h"
 #include "nsa/metadata/v1/metadata.grpc.pb.h"
 #include "server/check_call.h"
 #include "server/completion_queue.h"
@@ -184,7 +185,9 @@ HealthService::ServingStatus HealthService::StatusOf(const std::string& name) {
 }
 
 HealthService::ServingStatus HealthService::StatusLocked(const std::string& name) const {
-  if (!name.empty() && name != v1::MetadataService::service_full_name()) return HealthCheckResponse::SERVICE_UNKNOWN;
+  const bool known = name.empty() || name == v1::MetadataService::service_full_name() ||
+                     name == inference::GRPCInferenceService::service_full_name();
+  if (!known) return HealthCheckResponse::SERVICE_UNKNOWN;
   return serving_ ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
 }
 

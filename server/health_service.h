@@ -18,7 +18,7 @@ namespace nsa::metadata::server {
 
 class WatchCall;
 
-// Answers for two names: "" (the whole server) and the service's. Thread-safe.
+// Answers for "" (the whole server) and the names of the two services. Thread-safe.
 class HealthService {
  public:
   using AsyncService = grpc::health::v1::Health::WithAsyncMethod_Check<

@@ -13,6 +13,17 @@
 namespace nsa::metadata::server {
 namespace {
 
+// Whether a message that was read may be read into again: strings and messages that are cleared keep their memory, so
+// one that had more of them than a sound request has, or large ones, would keep it for good.
+bool MayBeKept(const inference::ModelInferRequest& request, size_t bytes) {
+  constexpr size_t kMostBytes = 16 << 10;
+  constexpr int kMostParameters = 16;
+  const auto inputs = static_cast<int>(kInferenceInputs.size());
+  return bytes <= kMostBytes && request.inputs_size() <= inputs && request.raw_input_contents_size() <= inputs &&
+         request.outputs_size() <= static_cast<int>(kernels::kNumOutputs) &&
+         request.parameters_size() <= kMostParameters;
+}
+
 class ModelInferCall final : public ComputeCall, public Recycled<ModelInferCall> {
  public:
   ModelInferCall(CallContext& context, CallQueue& queue) : ComputeCall(Method::kModelInfer, context, queue) {
@@ -50,7 +61,7 @@ std::optional<Refusal> ModelInferCall::Read(Task& task) {
       task.deadline = std::min(task.deadline, arrived() + inference_.timeout);
     }
   }
-  if (request_.Length() > kKeptRequestBytes) request = {};
+  if (refusal || !MayBeKept(request, request_.Length())) request = {};
   return refusal;
 }
 

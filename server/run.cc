@@ -1,6 +1,7 @@
 #include "server/run.h"
 
 #include <grpc/support/log.h>
+#include <malloc.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -42,9 +43,19 @@ void RaiseDescriptorLimit() {
   std::quick_exit(code);
 }
 
+// glibc makes eight arenas a core, and what is free in each grows to its own highs: 53 MiB on 16 cores, for 15 in use,
+// and 3.6 MiB more with each doubling of the calls; two arenas had 16. With eight there are no fewer calls a second.
+void BoundArenas() {
+#ifdef __GLIBC__
+  // Who sets one of these knows why.
+  if (getenv("MALLOC_ARENA_MAX") == nullptr && getenv("GLIBC_TUNABLES") == nullptr) mallopt(M_ARENA_MAX, 8);
+#endif
+}
+
 }  // namespace
 
 void ServeAndExit(const Options& options, Surroundings surroundings) {
+  BoundArenas();
   // Debian's abseil is built with its detector of lock cycles: a graph behind one lock, which every lock that gRPC
   // takes goes through. It is a sixth of the instructions of a call.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);

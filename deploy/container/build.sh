@@ -16,6 +16,8 @@ if [[ "${NSA_METADATA_CUDA:-ON}" == ON ]]; then
     cp deploy/container/requirements.txt "$venv"
   fi
   toolkit=$(echo "$PWD/$venv"/lib/python3.*/site-packages/nvidia/cu13)
+  # For the bill of materials too.
+  export CUDACXX=$toolkit/bin/nvcc
   # CMake looks for the shared runtime too, though nothing is linked with it.
   cuda=(-DNSA_METADATA_CUDA=ON "-DCMAKE_CUDA_COMPILER=$toolkit/bin/nvcc" "-DCUDAToolkit_ROOT=$toolkit" "-DCUDA_CUDART=$toolkit/lib/libcudart.so.13")
 fi

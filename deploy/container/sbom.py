@@ -35,7 +35,7 @@ def headers(build, objects):
     for line in output("ninja", "-C", build, "-t", "deps").splitlines():
         if line and not line.startswith(" "):
             wanted = line.split(":")[0] in objects
-        elif wanted and line.strip().startswith(("/usr/", "/opt/")):
+        elif wanted and (line.strip().startswith(("/usr/", "/opt/")) or "/site-packages/nvidia/" in line):
             read.add(Path(os.path.normpath(line.strip())))
     return read
 

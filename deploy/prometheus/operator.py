@@ -11,6 +11,8 @@ apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
   name: nsa-metadata-server
+  labels:
+    app.kubernetes.io/name: nsa-metadata-server
 spec:
 """
 

@@ -215,13 +215,37 @@ def test_the_service_believes_the_proxy_who_calls(edge):
     assert environment[f"{PREFIX}TRUSTED_PROXIES"]
 
 
-def test_the_proxy_and_no_other_pod_is_let_through_to_the_service(edge):
+def test_the_proxies_reach_the_servers_and_their_health(edge):
     labels = edge.one("Deployment", "nsa-metadata-edge-proxy")["spec"]["template"]["metadata"]["labels"]
-    calls = next(rule for rule in edge.one("NetworkPolicy")["spec"]["ingress"] if rule["ports"][0]["port"] == "grpc")
-    assert calls["from"][0]["podSelector"]["matchLabels"].items() <= labels.items()
-    ports = {port["containerPort"] for port in edge.container["ports"] if port["name"] != "metrics"}
+    let_in = edge.one("NetworkPolicy", "nsa-metadata-server-proxied")["spec"]
+    assert let_in["podSelector"]["matchLabels"] == SERVER
+    (rule,) = let_in["ingress"]
+    assert rule["from"][0]["podSelector"]["matchLabels"] == PROXY and PROXY.items() <= labels.items()
+    named = {port["name"]: port["containerPort"] for port in edge.container["ports"]}
+    assert [port["port"] for port in rule["ports"]] == ["grpc", "health"]
     out = edge.one("NetworkPolicy", "nsa-metadata-edge-proxy")["spec"]["egress"]
-    assert {port["port"] for port in out[0]["ports"]} == ports
+    assert [port["port"] for port in out[0]["ports"]] == [named["grpc"], named["health"]]
+
+
+@pytest.mark.parametrize("components", [["edge-proxy", "monitoring"], ["monitoring", "edge-proxy"]], ids="+".join)
+def test_in_either_order_each_object_keeps_its_own_labels(components):
+    together = Manifests.of("overlays/production", "edge-proxy") if components[0] == "monitoring" else Manifests.of("overlays/cpu", *components)
+    for kind in ("Deployment", "PodDisruptionBudget", "Service"):
+        for thing in together.all(kind):
+            assert thing["metadata"]["labels"]["app.kubernetes.io/name"] == thing["metadata"]["name"]
+    selector = together.one("ServiceMonitor")["spec"]["selector"]["matchLabels"]
+    matched = [thing["metadata"]["name"] for thing in together.all("Service") if selector.items() <= thing["metadata"]["labels"].items()]
+    assert matched == ["nsa-metadata-server"]
+
+
+def test_both_protocols_and_nothing_else_are_routed(edge):
+    (manager,) = listener("grpc")["filter_chains"][0]["filters"]
+    ((route,),) = (host["routes"] for host in manager["typed_config"]["route_config"]["virtual_hosts"])
+    allowed = re.compile(route["match"]["safe_regex"]["regex"])
+    for path in ("/nsa.metadata.v1.MetadataService/Expand", "/inference.GRPCInferenceService/ModelInfer"):
+        assert allowed.fullmatch(path)
+    for path in ("/grpc.health.v1.Health/Check", "/nsa.metadata.v1.MetadataService/", "/xnsa.metadata.v1.MetadataService/Expand", "/metrics"):
+        assert not allowed.fullmatch(path), path
 
 
 def test_a_proxy_drains_before_it_ends(edge, tmp_path):
@@ -230,9 +254,20 @@ def test_a_proxy_drains_before_it_ends(edge, tmp_path):
     command = container["lifecycle"]["preStop"]["exec"]["command"]
     slept = int(re.search(r"sleep (\d+)", command[-1])[1])
     assert pod["terminationGracePeriodSeconds"] > slept
+    arguments = dict(zip(container["args"][::2], container["args"][1::2]))
+    assert int(arguments["--drain-time-s"]) < slept and arguments["--drain-strategy"] == "immediate"
     # That Envoy's admin interface would get just that: something that reads it, in its place.
     received = tmp_path / "received"
-    listening = 'import socket, sys; s = socket.create_server(("127.0.0.1", 0)); print(s.getsockname()[1], flush=True); c = s.accept()[0]; sys.stdout.write(c.recv(4096).decode()); c.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")'
+    listening = """
+import socket, sys
+listener = socket.create_server(("127.0.0.1", 0))
+print(listener.getsockname()[1], flush=True)
+peer, said = listener.accept()[0], b""
+while not said.endswith(b"\\r\\n\\r\\n"):
+    said += peer.recv(4096)
+sys.stdout.write(said.decode())
+peer.sendall(b"HTTP/1.1 200 OK\\r\\n\\r\\n")
+"""
     with subprocess.Popen(["python3", "-c", listening], stdout=subprocess.PIPE, text=True) as admin:
         port = admin.stdout.readline().strip()
         script = command[-1].replace("/9901", f"/{port}").replace(f"sleep {slept}", f"touch {received}")
@@ -247,4 +282,5 @@ def test_a_gateways_route_is_the_service_and_only_its_calls():
     (rule,) = routed.one("GRPCRoute")["spec"]["rules"]
     service = routed.one("Service")
     assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": service["spec"]["ports"][0]["port"]}]
-    assert [match["method"] for match in rule["matches"]] == [{"service": "nsa.metadata.v1.MetadataService"}]
+    services = [match["method"] for match in rule["matches"]]
+    assert services == [{"service": "nsa.metadata.v1.MetadataService"}, {"service": "inference.GRPCInferenceService"}]

@@ -22,7 +22,7 @@ from programs import REPOSITORY, Server, eventually, run
 from reference import DEFAULT_OUTPUTS, INT32_MAX, MODES, OUTPUTS, expand
 
 import nsa_metadata
-from nsa_metadata import Client, DeadlineExceeded, Error, Refused, Unreachable
+from nsa_metadata import AsyncClient, Client, DeadlineExceeded, Error, Refused, Unreachable
 from nsa_metadata.request import int32_array
 
 each_mode = pytest.mark.parametrize("mode", ["repeat", "causal"])
@@ -592,3 +592,59 @@ def test_the_package_imports_nothing_but_grpcio_and_numpy():
     done = run(sys.executable, "-c", program, cwd=REPOSITORY / "client" / "python")
     assert done.returncode == 0, done.stderr
     assert "google" not in done.stdout.split()
+
+
+# asyncio
+
+
+def in_a_loop(server, *calls, **options):
+    """What the calls answer that each of `calls` makes of a client, all at once."""
+
+    async def go():
+        async with AsyncClient(server.address, **options) as on:
+            return await asyncio.gather(*(call(on) for call in calls), return_exceptions=True)
+
+    return asyncio.run(go())
+
+
+def test_asyncio_callers_get_what_others_get(server, client):
+    ids = range(100)
+    answers = in_a_loop(server, *(lambda on, i=i: on.expand([3, i % 5], [10, 40], nsa_index_topk=8, mode="causal", request_id=i) for i in ids))
+    for i, answer in zip(ids, answers, strict=True):
+        same = client.expand([3, i % 5], [10, 40], nsa_index_topk=8, mode="causal", request_id=i)
+        assert answer.request_id == i and np.array_equal(answer.seqlens_expanded, same.seqlens_expanded)
+
+
+def test_asyncio_callers_are_refused_and_time_out_alike(server):
+    refused, late, wrong = in_a_loop(
+        server,
+        lambda on: on.expand([3, -2], [10, 4], nsa_index_topk=8, mode="causal"),
+        lambda on: on.expand([3], [10], nsa_index_topk=8, mode="causal", timeout=-1),
+        lambda on: on.expand([3], [1 << 40], nsa_index_topk=8, mode="causal"),
+    )
+    assert isinstance(refused, Refused) and (refused.reason, refused.field, refused.value) == ("NEGATIVE_LENGTH", "extend_seq_lens[1]", -2)
+    assert isinstance(late, DeadlineExceeded)
+    assert isinstance(wrong, ValueError) and "seq_lens[0]" in str(wrong)
+
+
+def test_asyncio_arguments_are_checked_alike(server):
+    async def make():
+        with pytest.raises(ValueError, match="max_attempts is 9"):
+            AsyncClient(server.address, max_attempts=9)
+
+    asyncio.run(make())
+
+
+def test_cancelling_a_task_cancels_its_call():
+    async def give_up(server):
+        async with AsyncClient(server.address) as on:
+            task = asyncio.create_task(on.expand([3], [10], nsa_index_topk=8, mode="causal"))
+            while server.metrics().total("nsa_metadata_queue_requests") == 0:
+                await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    with Server("--batch_delay=2s") as waiting:
+        asyncio.run(give_up(waiting))
+        eventually(lambda: waiting.metrics().total("nsa_metadata_cancelled_total", stage="queue") == 1, "it is not computed")

@@ -13,7 +13,7 @@ for argument in "$@"; do
     *) targets+=("$argument") ;;
   esac
 done
-((${#targets[@]})) || targets=(request batch trace policy)
+((${#targets[@]})) || targets=(request batch trace policy dump)
 
 deploy/local/install.sh tests/fuzz/packages.txt
 programs=("${targets[@]/%/_fuzz}")
@@ -47,9 +47,10 @@ for file in json.load(sys.stdin)["data"][0]["files"]:
 }
 for target in "${targets[@]}"; do
   case $target in
-    request) cover request server/codec.cc server/reply_layout.cc ;;
+    request) cover request server/codec.cc server/inference_codec.cc server/reply_layout.cc ;;
     batch) cover batch kernels/packed_batch.cc kernels/cpu.cc ;;
     trace) cover trace client/trace.cc ;;
     policy) cover policy server/policy.cc ;;
+    dump) cover dump client/dump.cc client/check.cc ;;
   esac
 done

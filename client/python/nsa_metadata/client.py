@@ -1,7 +1,5 @@
 """The calls."""
 
-import json
-import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -9,14 +7,12 @@ from typing import Any
 import grpc
 from numpy.typing import ArrayLike
 
+from nsa_metadata.channel import EXPAND, EXPAND_STREAM, channel_options
 from nsa_metadata.enums import Mode, Output
 from nsa_metadata.errors import error_of
 from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
-
-_SERVICE = "nsa.metadata.v1.MetadataService"
-# gRPC doesn't repeat a call whose request is larger than its buffer, by default 256 KiB; the service takes 1 MiB.
-_RETRY_BUFFER_BYTES = 2 << 20
+from nsa_metadata.stream import ExpandStream
 
 
 class Client:
@@ -54,31 +50,9 @@ class Client:
 
         ValueError names the argument that is out of range.
         """
-        if not target:
-            raise ValueError('the target is empty, want a name as "host:port"')
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"timeout is {timeout}, want more than 0 or None")
-        if not 1 <= max_attempts <= 5:
-            raise ValueError(f"max_attempts is {max_attempts}, want 1 to 5")
-        if max_receive_message_bytes < 1:
-            raise ValueError(f"max_receive_message_bytes is {max_receive_message_bytes}, want 1 or more")
-        if not keepalive_time >= 10:
-            raise ValueError(f"keepalive_time is {keepalive_time}, want 10 or more")
-        if not keepalive_timeout > 0:
-            raise ValueError(f"keepalive_timeout is {keepalive_timeout}, want more than 0")
-        options = [
-            ("grpc.service_config", _service_config(max_attempts)),
-            # The policy above is the only one: no answer of a name server's can replace it.
-            ("grpc.service_config_disable_resolution", 1),
-            ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
-            ("grpc.max_receive_message_length", max_receive_message_bytes),
-            ("grpc.keepalive_time_ms", math.ceil(keepalive_time * 1e3)),
-            ("grpc.keepalive_timeout_ms", math.ceil(keepalive_timeout * 1e3)),
-            # Clients of the same target and options would share a connection otherwise.
-            ("grpc.use_local_subchannel_pool", 1),
-        ]
-        if server_name is not None:
-            options.append(("grpc.ssl_target_name_override", server_name))
+        options = channel_options(
+            target, timeout, max_attempts, max_receive_message_bytes, server_name, keepalive_time, keepalive_timeout
+        )
         self._timeout = timeout
         self._channel = (
             grpc.insecure_channel(target, options)
@@ -86,7 +60,9 @@ class Client:
             else grpc.secure_channel(target, credentials, options)
         )
         # Bytes both ways.
-        self._expand: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(f"/{_SERVICE}/Expand")
+        self._expand: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
+        self._expand_stream = self._channel.stream_stream(EXPAND_STREAM)
+        self._max_attempts = max_attempts
 
     def expand(
         self,
@@ -155,6 +131,10 @@ class Client:
         call.add_done_callback(finish)
         return future
 
+    def open_stream(self) -> ExpandStream:
+        """A stream of many requests, which has no limit of 4 MiB an answer. Does not block; close it before the client."""
+        return ExpandStream(self._expand_stream, self._timeout, self._max_attempts)
+
     def close(self) -> None:
         """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing."""
         self._channel.close()
@@ -174,16 +154,3 @@ def _expansion(reply: Callable[[], bytes], asked: tuple[Output, ...]) -> Expansi
         return decode(reply(), asked)
     except grpc.RpcError as failure:
         raise error_of(failure) from failure
-
-
-def _service_config(max_attempts: int) -> str:
-    method: dict[str, Any] = {"name": [{"service": _SERVICE}]}
-    if max_attempts > 1:
-        method["retryPolicy"] = {
-            "maxAttempts": max_attempts,
-            "initialBackoff": "0.05s",
-            "maxBackoff": "1s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})

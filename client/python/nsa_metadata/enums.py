@@ -18,6 +18,30 @@ Output = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 BACKENDS = ("cuda", "cpu", "reference")
+# By number, without gaps' names.
+REASONS = {
+    1: "LENGTHS_DIFFER",
+    2: "NEGATIVE_LENGTH",
+    3: "TOP_K_TOO_SMALL",
+    4: "UNKNOWN_ENUM",
+    5: "MALFORMED",
+    6: "TOO_MANY_SEQUENCES",
+    7: "TOO_MANY_TOKENS",
+    8: "OUTPUT_OVERFLOW",
+    9: "REPLY_TOO_LARGE",
+    10: "DUPLICATE_ID",
+    11: "METADATA_TOO_LARGE",
+    12: "NOT_ALLOWED",
+    13: "UNKNOWN_NAME",
+    14: "BAD_TENSOR",
+    20: "QUEUE_FULL",
+    21: "BUDGET_FULL",
+    22: "CALLER_SHARE",
+    23: "DRAINING",
+    24: "DEADLINE",
+    25: "CANCELLED",
+    26: "INTERNAL",
+}
 
 
 def number_of(argument: str, name: str, names: tuple[str, ...]) -> int:

@@ -5,6 +5,7 @@ from typing import cast
 
 import grpc
 
+from nsa_metadata.enums import REASONS
 from nsa_metadata.wire import Message
 
 _DOMAIN = "nsa.metadata.v1"
@@ -59,10 +60,23 @@ def error_of(failure: grpc.RpcError) -> Error:
     # Before the refusal: whether the server or this side sees first that the time is over is chance.
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(code, message)
-    metadata = dict(call.trailing_metadata() or ())
+    # Not dict(...): grpc.aio's has the keys of a mapping and yields pairs.
+    metadata = {key: value for key, value in call.trailing_metadata() or ()}
     if refused := _refused(code, message, cast(bytes, metadata.get("grpc-status-details-bin", b""))):
         return refused
     return Unreachable(code, message) if code is grpc.StatusCode.UNAVAILABLE else Error(code, message)
+
+
+def refusal_of(refusal: Message) -> Error:
+    """What a stream's item raises that was refused."""
+    number, message = refusal.uint64(2), refusal.text(4)
+    code = next((one for one in grpc.StatusCode if one.value[0] == number), grpc.StatusCode.UNKNOWN)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return DeadlineExceeded(code, message)
+    reason = REASONS.get(refusal.uint64(3), str(refusal.uint64(3)))
+    retry = refusal.message(8)
+    retry_after = None if retry is None else retry.int64(1) + retry.int64(2) / 1e9
+    return Refused(code, message, reason, refusal.text(5), refusal.int64(6), refusal.int64(7), retry_after)
 
 
 def _refused(code: grpc.StatusCode, message: str, details: bytes) -> Refused | None:

@@ -79,7 +79,7 @@ class Expansion:
     ke: Int32Array | None = None
 
 
-def decode(reply: bytes, asked: tuple[Output, ...]) -> Expansion:
+def decode(reply: bytes | memoryview, asked: tuple[Output, ...]) -> Expansion:
     """Reads an ExpandResponse. Error (INTERNAL) where the bytes are none, as gRPC's own decoding would say."""
     try:
         message = Message(reply)

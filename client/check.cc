@@ -1,0 +1,314 @@
+#include "client/check.h"
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <functional>
+#include <span>
+#include <string_view>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "client/outputs.h"
+#include "client/presets.h"
+#include "client/reference.h"
+
+namespace nsa::metadata::client {
+namespace {
+
+using Array = std::vector<int32_t>;
+
+// The names that engines have for a thing; the first is ours.
+using Names = std::vector<const char*>;
+const Names kExtendSeqLens = {"extend_seq_lens", "decode_lens", "accept_lens", "extend_seq_lens_cpu"};
+const Names kSeqLens = {"seq_lens", "kv_lens", "cache_seqlens", "cache_seqlens_int32", "seq_lens_cpu"};
+const Names kTopK = {"nsa_index_topk", "index_topk", "dsa_index_topk", "topk"};
+const Names kDraftTokens = {"num_draft_tokens", "speculative_num_draft_tokens"};
+const Names kMaxDraftTokens = {"max_draft_tokens"};
+// Running sums of extend_seq_lens, in place of it.
+const Names kSums = {"append_indptr", "qo_indptr", "cu_seqlens_q", "query_start_loc"};
+// What is compared is built, several times over.
+constexpr int64_t kMostTokens = int64_t{1} << 26;
+
+Names NamesOf(v1::Output output) {
+  switch (output) {
+    case v1::OUTPUT_SEQLENS_EXPANDED:
+      return {"seqlens_expanded", "nsa_seqlens_expanded", "dsa_seqlens_expanded", "expanded_seq_lens",
+              "kv_lens_expanded"};
+    case v1::OUTPUT_NSA_CACHE_SEQLENS:
+      return {"nsa_cache_seqlens", "nsa_cache_seqlens_int32", "dsa_cache_seqlens", "dsa_cache_seqlens_int32"};
+    case v1::OUTPUT_TOKEN_TO_BATCH_IDX:
+      return {"token_to_batch_idx", "batch_indices"};
+    case v1::OUTPUT_POSITIONS:
+      return {"positions"};
+    case v1::OUTPUT_CU_SEQLENS_Q:
+      return {"cu_seqlens_q"};
+    case v1::OUTPUT_CU_SEQLENS_K:
+      return {"cu_seqlens_k"};
+    case v1::OUTPUT_NSA_CU_SEQLENS_K:
+      return {"nsa_cu_seqlens_k", "dsa_cu_seqlens_k"};
+    case v1::OUTPUT_KS:
+      return {"ks", "cu_seqlen_ks"};
+    case v1::OUTPUT_KE:
+      return {"ke", "cu_seqlen_ke"};
+    default:
+      return {};
+  }
+}
+
+const Dump::value_type* Find(const Dump& dump, const Names& names) {
+  for (const char* name : names) {
+    if (const auto found = dump.find(name); found != dump.end()) return &*found;
+  }
+  return nullptr;
+}
+
+std::optional<int32_t> Number(const Dump& dump, const Names& names, std::optional<int32_t> instead) {
+  const auto* found = Find(dump, names);
+  return found != nullptr && found->second.size() == 1 ? found->second.front() : instead;
+}
+
+struct Given {
+  std::string name;
+  const OutputField* field = nullptr;
+  const Array* values = nullptr;
+};
+
+struct Candidate {
+  std::vector<std::string> presets;
+  PresetLengths lengths;
+  v1::ExpandResponse response = {};
+
+  Array Want(const OutputField& field) const {
+    const Values& values = (response.*field.get)();
+    return {values.begin(), values.end()};
+  }
+};
+
+size_t FirstDifference(const Array& got, const Array& want) {
+  return static_cast<size_t>(std::ranges::mismatch(got, want).in1 - got.begin());
+}
+
+bool IsPrefix(const Array& part, const Array& whole) {
+  return part.size() <= whole.size() && std::equal(part.begin(), part.end(), whole.begin());
+}
+
+// "seqlens_expanded[4] (sequence 1, its token 0) is 11, want 10".
+std::string Describe(const Given& given, const Array& want, const Candidate& candidate) {
+  const Array& got = *given.values;
+  const size_t at = FirstDifference(got, want);
+  std::string where = absl::StrCat(given.name, "[", at, "]");
+  if (given.field->per_token && at < want.size()) {
+    size_t sequence = 0;
+    size_t token = at;
+    for (; token >= static_cast<size_t>(candidate.lengths.extend_seq_lens[sequence]); ++sequence) {
+      token -= static_cast<size_t>(candidate.lengths.extend_seq_lens[sequence]);
+    }
+    absl::StrAppend(&where, " (sequence ", sequence, ", its token ", token, ")");
+  }
+  if (at >= got.size()) return absl::StrCat(where, " is missing, want ", want[at]);
+  if (at >= want.size()) return absl::StrCat(where, " is ", got[at], ", and there are to be ", want.size(), " values");
+  return absl::StrCat(where, " is ", got[at], ", want ", want[at]);
+}
+
+// By how much all values are too large; nothing if by different numbers.
+std::optional<int64_t> ConstantDifference(const Array& got, const Array& want) {
+  if (got.size() != want.size() || got.empty()) return std::nullopt;
+  const int64_t difference = int64_t{got.front()} - want.front();
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (int64_t{got[i]} - want[i] != difference) return std::nullopt;
+  }
+  return difference;
+}
+
+Array Bounded(const Array& values, int32_t bound) {
+  Array bounded;
+  for (int32_t value : values) bounded.push_back(std::min(value, bound));
+  return bounded;
+}
+
+// seqlens_expanded without its lower bound.
+Array Unclamped(const Candidate& candidate) {
+  Array values;
+  for (size_t b = 0; b < candidate.lengths.seq_lens.size(); ++b) {
+    const int32_t q = candidate.lengths.extend_seq_lens[b];
+    for (int32_t i = 0; i < q; ++i) values.push_back(candidate.lengths.seq_lens[b] - q + i + 1);
+  }
+  return values;
+}
+
+std::string LooksLike(const Given& given, const Array& want, const Candidate& nearest,
+                      const std::vector<Candidate>& candidates) {
+  const Array& got = *given.values;
+  if (IsPrefix(want, got)) {
+    return absl::StrCat("a stale tail: ", got.size() - want.size(), " values beyond the ", want.size(),
+                        " there are to be");
+  }
+  if (IsPrefix(got, want)) return absl::StrCat("cut off: ", want.size() - got.size(), " values are missing at the end");
+  for (const Candidate& other : candidates) {
+    if (&other != &nearest && got == other.Want(*given.field)) {
+      return absl::StrCat("the other mode: it is what ", absl::StrJoin(other.presets, ", "), " builds, ",
+                          v1::SequenceMode_Name(other.lengths.mode));
+    }
+  }
+  if (const std::optional<int64_t> by = ConstantDifference(got, want)) {
+    return absl::StrCat(*by == 1 || *by == -1 ? "off by one: " : "", "all values are ", std::abs(*by), " too ",
+                        *by > 0 ? "large" : "small");
+  }
+  const Array expanded = nearest.Want(AllOutputs()[0]);
+  if (given.field->output == v1::OUTPUT_NSA_CACHE_SEQLENS && !got.empty()) {
+    if (got == expanded) return "a missing clamp: it is seqlens_expanded, not bounded by nsa_index_topk";
+    const int32_t largest = std::ranges::max(got);
+    if (got == Bounded(expanded, largest)) return absl::StrCat("a wrong top-k: as with nsa_index_topk ", largest);
+  }
+  if (nearest.lengths.mode == v1::SEQUENCE_MODE_CAUSAL && got == Unclamped(nearest) &&
+      given.field->output == v1::OUTPUT_SEQLENS_EXPANDED) {
+    return "a missing clamp: values are negative where they are to be 0";
+  }
+  const size_t at = FirstDifference(got, want);
+  const auto rest = static_cast<std::ptrdiff_t>(at);
+  if (at > 0 && got.size() > at + 1 && got.size() == want.size() &&
+      std::equal(got.begin() + rest, got.end(), want.begin() + rest, std::not_equal_to<>())) {
+    return "a stale tail: right up to there, and no value after it";
+  }
+  return "";
+}
+
+bool AllAre(const Array& values, int32_t value) {
+  return !values.empty() && std::ranges::all_of(values, [&](int32_t one) { return one == value; });
+}
+
+// The dump's extend_seq_lens, by itself or by its running sums; nothing where it has neither.
+absl::StatusOr<std::optional<Array>> ExtendSeqLensOf(const Dump& dump, size_t num_sequences) {
+  if (const auto* found = Find(dump, kExtendSeqLens)) {
+    if (found->second.size() == num_sequences) return found->second;
+    return absl::InvalidArgumentError(
+        absl::StrCat("seq_lens has ", num_sequences, " values, ", found->first, " has ", found->second.size()));
+  }
+  const auto* sums = Find(dump, kSums);
+  if (sums == nullptr || sums->second.size() != num_sequences + 1) return std::nullopt;
+  return FlashInferBatchIndicesPositions(sums->second, {}).extend_seq_lens;
+}
+
+// Whether no length is negative and the tokens are few enough to be built.
+bool CanBeBuilt(const PresetLengths& lengths) {
+  int64_t tokens = 0;
+  for (int32_t length : lengths.extend_seq_lens) {
+    if (length < 0) return false;
+    tokens += length;
+  }
+  return tokens <= kMostTokens && std::ranges::all_of(lengths.seq_lens, [](int32_t length) { return length >= 0; });
+}
+
+absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const CheckOptions& options) {
+  const auto* s = Find(dump, kSeqLens);
+  if (s == nullptr) return absl::InvalidArgumentError("there is no array seq_lens");
+  const absl::StatusOr<std::optional<Array>> given = ExtendSeqLensOf(dump, s->second.size());
+  if (!given.ok()) return given.status();
+  const std::optional<Array>& q = *given;
+  const std::optional<int32_t> drafts = Number(dump, kDraftTokens, options.num_draft_tokens);
+  const std::optional<int32_t> most_drafts = Number(dump, kMaxDraftTokens, drafts);
+  std::vector<Candidate> candidates;
+  if (!q || AllAre(*q, 1)) candidates.push_back({{"sglang-decode"}, SglangDecode(s->second)});
+  if (q) {
+    candidates.push_back({{"sglang-extend", "sglang-draft-extend", "vllm-ragged-decode"}, SglangExtend(*q, s->second)});
+    PresetLengths repeat = SglangExtend(*q, s->second);
+    repeat.mode = v1::SEQUENCE_MODE_REPEAT;
+    const bool even = !q->empty() && AllAre(*q, q->front());
+    candidates.push_back({{even ? "tensorrt-llm-kv-lens-expanded" : "repeat"}, std::move(repeat)});
+    if (even && q->front() > 1 && !drafts) {
+      candidates.push_back({{"sglang-target-verify"}, SglangTargetVerify(s->second, q->front())});
+    }
+  } else if (most_drafts) {
+    candidates.push_back({{"tensorrt-llm-kv-lens-expanded"}, TensorRtLlmKvLensExpanded(s->second, *most_drafts)});
+  }
+  if (drafts) candidates.push_back({{"sglang-target-verify"}, SglangTargetVerify(s->second, *drafts)});
+  std::erase_if(candidates, [](const Candidate& candidate) { return !CanBeBuilt(candidate.lengths); });
+  if (candidates.empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("a length is less than 0, or they come to more than ", kMostTokens, " tokens"));
+  }
+  return candidates;
+}
+
+absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
+  std::vector<Given> arrays;
+  for (const OutputField& field : AllOutputs()) {
+    if (const auto* found = Find(dump, NamesOf(field.output))) arrays.push_back({found->first, &field, &found->second});
+  }
+  if (!arrays.empty()) return arrays;
+  std::vector<std::string> names;
+  for (const OutputField& field : AllOutputs()) names.emplace_back(field.name);
+  return absl::InvalidArgumentError(absl::StrCat("there is no array to check, as ", absl::StrJoin(names, ", ")));
+}
+
+}  // namespace
+
+absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options) {
+  absl::StatusOr<std::vector<Candidate>> candidates = CandidatesOf(dump, options);
+  if (!candidates.ok()) return candidates.status();
+  const absl::StatusOr<std::vector<Given>> arrays = ArraysOf(dump);
+  if (!arrays.ok()) return arrays.status();
+  if (candidates->size() == 1 && candidates->front().presets.front() == "sglang-decode") {
+    for (const Given& given : *arrays) {
+      if (given.field->per_token && given.values->size() > candidates->front().lengths.seq_lens.size()) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            given.name, " has more values than there are sequences, and there is no array extend_seq_lens"));
+      }
+    }
+  }
+  const std::optional<int32_t> top_k = Number(dump, kTopK, options.nsa_index_topk);
+  bool only_places = true;
+  for (const Given& given : *arrays) {
+    const v1::Output output = given.field->output;
+    if (!top_k && (output == v1::OUTPUT_NSA_CACHE_SEQLENS || output == v1::OUTPUT_NSA_CU_SEQLENS_K)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(given.name, " needs nsa_index_topk, which is neither there nor given"));
+    }
+    only_places = only_places && (output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS);
+  }
+  for (Candidate& candidate : *candidates) {
+    if (only_places) candidate.presets = {"flashinfer-batch-indices-positions"};
+    Request request = candidate.lengths.ToRequest();
+    request.nsa_index_topk = top_k.value_or(1);
+    request.outputs = {v1::OUTPUT_SEQLENS_EXPANDED};  // others are explained by it
+    for (const Given& given : *arrays) request.outputs.push_back(given.field->output);
+    candidate.response = Reference(request);
+  }
+
+  CheckResult result;
+  const Candidate* nearest = nullptr;
+  std::pair<size_t, size_t> nearest_score;
+  for (const Candidate& candidate : *candidates) {
+    std::pair<size_t, size_t> score;  // arrays that are right, and values that come before a wrong one
+    for (const Given& given : *arrays) {
+      const Array want = candidate.Want(*given.field);
+      score.first += *given.values == want;
+      score.second += FirstDifference(*given.values, want);
+    }
+    if (score.first == arrays->size()) {
+      result.matches.insert(result.matches.end(), candidate.presets.begin(), candidate.presets.end());
+    }
+    if (nearest == nullptr || score > nearest_score) {
+      nearest = &candidate;
+      nearest_score = score;
+    }
+  }
+  result.nearest = absl::StrJoin(nearest->presets, ", ");
+  result.mode = nearest->lengths.mode;
+  result.num_sequences = static_cast<int64_t>(nearest->lengths.seq_lens.size());
+  result.total_tokens = nearest->response.total_tokens();
+  for (const Given& given : *arrays) {
+    const Array want = nearest->Want(*given.field);
+    ArrayFinding& finding = result.arrays.emplace_back();
+    finding.name = given.name;
+    finding.output = std::string(given.field->name);
+    if (*given.values == want) continue;
+    finding.difference = Describe(given, want, *nearest);
+    finding.looks_like = LooksLike(given, want, *nearest, *candidates);
+  }
+  return result;
+}
+
+}  // namespace nsa::metadata::client

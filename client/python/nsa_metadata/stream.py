@@ -1,0 +1,301 @@
+"""Many requests over one call."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nsa_metadata.enums import OUTPUTS, Mode, Output
+from nsa_metadata.errors import DeadlineExceeded, Error, error_of, refusal_of
+from nsa_metadata.expansion import Expansion, decode
+from nsa_metadata.request import asked_outputs, encode
+from nsa_metadata.wire import Message, bytes_head, integer_field
+
+# Messages that may wait to be written; send blocks while there are as many.
+_MAX_QUEUED = 64
+# The wait before a call's unanswered items are sent again; it doubles up to the second.
+_BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
+# How often a send that waits looks whether its call has ended.
+_LOOK_S = 0.1
+
+_Queue = queue.Queue[bytes | None]
+
+
+@dataclass
+class _Item:
+    future: Future[Expansion]
+    request: bytes
+    asked: tuple[Output, ...]
+    deadline: float | None  # of time.monotonic
+    attempts: int = 0
+    chunks: list[Expansion] = field(default_factory=list)
+
+    def message(self) -> bytes:
+        timeout = b""
+        if self.deadline is not None:
+            nanoseconds = round((self.deadline - time.monotonic()) * 1e9)
+            # Both parts of a Duration have one sign.
+            seconds, rest = divmod(abs(nanoseconds), 10**9)
+            sign = 1 if nanoseconds >= 0 else -1
+            timeout = integer_field(1, sign * seconds) + integer_field(2, sign * rest)
+            timeout = bytes_head(3, len(timeout)) + timeout
+        return bytes_head(1, len(self.request)) + self.request + timeout
+
+
+class ExpandStream:
+    """Items over an ExpandStream call, and over the next one where a call ends early. Thread-safe; see Client.open_stream.
+
+    Answers come as the server finishes them, in any order. There is no limit of 4 MiB an answer: larger ones come in
+    chunks, which are put together in one copy. Where the server is full an item waits, it is not refused. A call that
+    ends UNAVAILABLE, as when its server drains, has its items without an answer sent again over a new one, up to the
+    client's max_attempts times in all and while their timeouts last.
+    """
+
+    def __init__(
+        self, start: Callable[[Iterator[bytes]], Any], timeout: float | None, max_attempts: int
+    ) -> None:
+        """start: begins a call whose messages it is given. timeout, max_attempts: an item's."""
+        self._start, self._timeout, self._max_attempts = start, timeout, max_attempts
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._items: dict[int, _Item] = {}
+        self._next_id = 1
+        self._queue: _Queue | None = None
+        self._call: Any = None
+        self._closed = False
+        self._cut = False
+        self._thread = threading.Thread(target=self._run, name="nsa-metadata-stream", daemon=True)
+        self._thread.start()
+
+    def send(
+        self,
+        extend_seq_lens: ArrayLike,
+        seq_lens: ArrayLike,
+        *,
+        nsa_index_topk: int = 0,
+        mode: Mode,
+        outputs: Iterable[Output] | None = None,
+        request_id: int | None = None,
+        include_timing: bool = False,
+        timeout: float | None = None,
+    ) -> Future[Expansion]:
+        """Sends one request; the arguments are Client.expand's.
+
+        The future has the answer, or raises what expand would; asyncio.wrap_future makes it awaitable. Its callbacks
+        run on the stream's own thread and must not block. Cancelling it asks the server to cancel the request.
+        request_id: of no other request in flight on this stream; None: the stream's own numbers.
+        timeout: seconds, from here on; goes before the client's.
+
+        Blocks while 64 messages wait to be written, which they do while the server reads no further. ValueError for
+        what expand has it for, a request_id that is in flight, and after close().
+        """
+        asked = asked_outputs(outputs)
+        seconds = self._timeout if timeout is None else timeout
+        deadline = None if seconds is None else time.monotonic() + seconds
+        future: Future[Expansion] = Future()
+        with self._lock:
+            if self._closed:
+                raise ValueError("the stream is closed")
+            if request_id is None:
+                while self._next_id in self._items:
+                    self._next_id += 1
+                request_id = self._next_id
+                self._next_id += 1
+            request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
+            if request_id in self._items:
+                raise ValueError(f"request_id is {request_id}, which is in flight on this stream")
+            item = self._items[request_id] = _Item(future, request, asked, deadline)
+            waiting = self._queue
+            self._changed.notify_all()
+        future.add_done_callback(lambda done: self.cancel(request_id) if done.cancelled() else None)
+        # Without a call, or when it ends meanwhile, the next one begins with what is unanswered.
+        if waiting is not None:
+            self._put(waiting, item.message())
+        return future
+
+    def cancel(self, request_id: int) -> None:
+        """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED."""
+        with self._lock:
+            waiting = self._queue if request_id in self._items else None
+        if waiting is not None:
+            self._put(waiting, integer_field(2, request_id))
+
+    def close(self, timeout: float | None = None) -> None:
+        """Takes no more requests, and blocks until all are answered.
+
+        timeout: seconds, after which what is unanswered ends with DeadlineExceeded; None: the client's. Again: waits again.
+        """
+        with self._lock:
+            self._closed = True
+            waiting = self._queue
+            self._changed.notify_all()
+        if waiting is not None:
+            self._put(waiting, None)
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(self._timeout if timeout is None else timeout)
+        if self._thread.is_alive():
+            with self._lock:
+                self._cut = True
+                call = self._call
+                self._changed.notify_all()
+            if call is not None:
+                call.cancel()
+            self._thread.join()
+
+    def __enter__(self) -> "ExpandStream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _put(self, waiting: _Queue, message: bytes | None) -> None:
+        while True:
+            try:
+                waiting.put(message, timeout=_LOOK_S)
+                return
+            except queue.Full:
+                with self._lock:
+                    if self._queue is not waiting:
+                        return  # its call has ended
+
+    def _run(self) -> None:
+        backoff = _BACKOFF_S
+        while True:
+            with self._lock:
+                while not self._items and not self._closed:
+                    self._changed.wait()
+                if not self._items:
+                    return
+                begun: _Queue = queue.Queue(_MAX_QUEUED)
+                # Items from now on go into the queue; those before are this call's first.
+                unanswered = [item.message() for item in self._items.values()]
+                for item in self._items.values():
+                    item.attempts += 1
+                    item.chunks.clear()
+                self._queue = begun
+                if self._closed:
+                    unanswered.append(b"")
+            failure, answered = self._one_call(unanswered, begun)
+            backoff = _BACKOFF_S if answered else min(2 * backoff, _MOST_BACKOFF_S)
+            with self._lock:
+                self._queue = None
+                self._call = None
+                ended = self._ended(failure)
+                wait = backoff if self._items else 0
+                if wait and not self._cut:
+                    self._changed.wait_for(lambda: self._cut, wait)
+            # What iterates over the queue ends with it.
+            try:
+                begun.put_nowait(None)
+            except queue.Full:
+                pass
+            for item, error in ended:
+                _finish(item.future, error)
+
+    def _one_call(self, unanswered: list[bytes], begun: _Queue) -> tuple[Error, bool]:
+        try:
+            call = self._start(_messages(unanswered, begun))
+        except ValueError as closed:  # the client is
+            return Error(grpc.StatusCode.CANCELLED, str(closed)), False
+        with self._lock:
+            self._call = call
+            cut = self._cut
+        if cut:
+            call.cancel()
+        return self._read(call)
+
+    def _read(self, call: Any) -> tuple[Error, bool]:
+        """Answers items until the call ends; how it ended, and whether there was an answer."""
+        answered = False
+        try:
+            for data in call:
+                answered = self._take(Message(data)) or answered
+        except grpc.RpcError as failure:
+            return error_of(failure), answered
+        except ValueError as wrong:
+            call.cancel()
+            return Error(grpc.StatusCode.INTERNAL, f"the server's answer is none: {wrong}"), answered
+        return Error(grpc.StatusCode.INTERNAL, "the server ended the stream before it had answered"), answered
+
+    def _take(self, message: Message) -> bool:
+        """Whether an item was answered."""
+        refusal, expansion = message.message(2), message.message(1)
+        if refusal is not None:
+            item = self._pop(refusal.uint64(1))
+            _finish(item.future, refusal_of(refusal))
+            return True
+        if expansion is None:
+            raise ValueError("a message has neither an expansion nor a refusal")
+        request_id = expansion.uint64(1)
+        with self._lock:
+            found = self._items.get(request_id)
+        if found is None:
+            raise ValueError(f"request_id {request_id} is not in flight")
+        found.chunks.append(decode(message.chunks(1)[-1], found.asked))
+        if not message.uint64(4):
+            return False
+        self._pop(request_id)
+        _finish(found.future, _joined(found.chunks))
+        return True
+
+    def _pop(self, request_id: int) -> _Item:
+        with self._lock:
+            item = self._items.pop(request_id, None)
+        if item is None:
+            raise ValueError(f"request_id {request_id} is not in flight")
+        return item
+
+    def _ended(self, failure: Error) -> list[tuple[_Item, Error]]:
+        """Takes out the items that are not to be sent again; self._lock is held."""
+        now = time.monotonic()
+        again = failure.code is grpc.StatusCode.UNAVAILABLE and not self._cut
+        ended = []
+        for request_id, item in list(self._items.items()):
+            late = item.deadline is not None and item.deadline <= now
+            if again and not late and item.attempts < self._max_attempts and not item.future.cancelled():
+                continue
+            del self._items[request_id]
+            error = failure
+            if self._cut or (again and late):
+                error = DeadlineExceeded(grpc.StatusCode.DEADLINE_EXCEEDED, "the answer did not come in time")
+            ended.append((item, error))
+        return ended
+
+
+def _messages(first: list[bytes], waiting: _Queue) -> Iterator[bytes]:
+    for message in first:
+        if not message:  # the stream was closed before
+            return
+        yield message
+    while (following := waiting.get()) is not None:
+        yield following
+
+
+def _finish(future: Future[Expansion], outcome: Expansion | Error) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    if isinstance(outcome, Error):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
+
+
+def _joined(chunks: list[Expansion]) -> Expansion:
+    if len(chunks) == 1:
+        return chunks[0]
+    first = chunks[0]
+    arrays = {}
+    for name in OUTPUTS:
+        parts = [part for chunk in chunks if (part := getattr(chunk, name)) is not None]
+        arrays[name] = np.concatenate(parts) if parts else None
+    return Expansion(
+        request_id=first.request_id, total_tokens=first.total_tokens, mode=first.mode, timing=first.timing, **arrays
+    )

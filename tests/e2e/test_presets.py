@@ -1,0 +1,213 @@
+"""Presets and `nsa-metadata check`: what engines build, computed as they do, beside what the service and the program say."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from nsa_metadata import Client, presets
+from programs import CLIENT, REPOSITORY, Server, run
+
+RANDOM = np.random.default_rng(11)
+SEQ_LENS = RANDOM.integers(20, 5_000, 40)
+LENGTHS = RANDOM.integers(1, 9, 40)
+TOP_K = 2048
+
+
+def ranges(qo_lens, kv_lens):
+    """As SGLang and vLLM do: for each sequence from kv_len - qo_len + 1 to kv_len, not below 0."""
+    return np.concatenate([np.maximum(np.arange(kv - qo + 1, kv + 1), 0) for qo, kv in zip(qo_lens, kv_lens)])
+
+
+# Each preset, and what its engine builds: its arrays by our names.
+PRESETS = {
+    "sglang-decode": (presets.sglang_decode(SEQ_LENS), {"seqlens_expanded": SEQ_LENS}),
+    "sglang-target-verify": (presets.sglang_target_verify(SEQ_LENS, 4), {"seqlens_expanded": ranges([4] * 40, SEQ_LENS + 4)}),
+    "sglang-draft-extend": (presets.sglang_extend(LENGTHS, SEQ_LENS), {"seqlens_expanded": ranges(LENGTHS, SEQ_LENS)}),
+    "sglang-extend": (presets.sglang_extend(SEQ_LENS - 7, SEQ_LENS), {"seqlens_expanded": ranges(SEQ_LENS - 7, SEQ_LENS)}),
+    "vllm-ragged-decode": (presets.vllm_ragged_decode(LENGTHS, np.minimum(SEQ_LENS, 3)), {"seqlens_expanded": ranges(LENGTHS, np.minimum(SEQ_LENS, 3))}),
+    "flashinfer-batch-indices-positions": (
+        presets.flashinfer_batch_indices_positions(np.concatenate([[0], np.cumsum(LENGTHS)]), SEQ_LENS),
+        {
+            "token_to_batch_idx": np.repeat(np.arange(40), LENGTHS),
+            "positions": np.concatenate([np.arange(s - q, s) for q, s in zip(LENGTHS, SEQ_LENS)]),
+        },
+    ),
+    "tensorrt-llm-kv-lens-expanded": (
+        presets.tensorrt_llm_kv_lens_expanded(SEQ_LENS, 3),
+        {"seqlens_expanded": np.stack([SEQ_LENS] * 4).transpose().flatten()},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with Server("--backend=cpu") as server, Client(server.address) as on:
+        yield on
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_gets_what_its_engine_builds(client, name):
+    lengths, built = PRESETS[name]
+    expansion = client.expand(**lengths, nsa_index_topk=TOP_K, outputs=[*built, "nsa_cache_seqlens"])
+    for output, values in built.items():
+        assert np.array_equal(getattr(expansion, output), values), output
+    if "seqlens_expanded" in built:
+        assert np.array_equal(expansion.nsa_cache_seqlens, built["seqlens_expanded"].clip(max=TOP_K))
+
+
+def check(path, *flags):
+    ran = run(CLIENT, "check", f"--input={path}", *flags)
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def dump_of(name, form, tmp_path, **changed):
+    lengths, built = PRESETS[name]
+    arrays = {"extend_seq_lens": lengths["extend_seq_lens"], "seq_lens": lengths["seq_lens"], **built, **changed}
+    arrays = {key: np.asarray(values) for key, values in arrays.items() if values is not None}
+    path = tmp_path / f"dump.{form.split('-')[0]}"
+    if form == "json":
+        path.write_text(json.dumps({key: values.tolist() for key, values in arrays.items()}))
+    else:
+        save = np.savez_compressed if form == "npz-compressed" else np.savez
+        save(path, **{key: values.astype(np.int32 if form == "npz-int32" else values.dtype) for key, values in arrays.items()})
+    return path
+
+
+@pytest.mark.parametrize("form", ["json", "npz", "npz-compressed", "npz-int32"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_check_names_the_preset_that_builds_a_dump(name, form, tmp_path):
+    code, said = check(dump_of(name, form, tmp_path))
+    assert code == 0, said
+    # Verify's lengths with the drafts in them are an extend's of D tokens.
+    wanted = "sglang-extend" if name == "sglang-target-verify" else name
+    assert wanted in re.search(r"^matches +(.*)$", said, re.MULTILINE)[1].split(", "), said
+
+
+def test_check_adds_the_drafts_where_the_dump_has_lengths_before_them(tmp_path):
+    _, built = PRESETS["sglang-target-verify"]
+    path = dump_of("sglang-target-verify", "npz", tmp_path, extend_seq_lens=None, seq_lens=SEQ_LENS, **built)
+    code, said = check(path, "--num_draft_tokens=4")
+    assert code == 0 and re.search(r"^matches +sglang-target-verify$", said, re.MULTILINE), said
+
+
+def test_check_knows_engines_names_for_arrays(tmp_path):
+    expanded = ranges(LENGTHS, SEQ_LENS)
+    path = tmp_path / "dump.npz"
+    np.savez(path, decode_lens=LENGTHS, seq_lens_cpu=SEQ_LENS, dsa_seqlens_expanded=expanded, dsa_cache_seqlens=expanded.clip(max=64), index_topk=64)
+    code, said = check(path)
+    assert code == 0, said
+
+
+def spoilt(values, change):
+    changed = values.copy()
+    change(changed)
+    return changed
+
+
+EXPANDED = ranges(LENGTHS, SEQ_LENS)
+SPOILT = {
+    "off by one": ({"seqlens_expanded": EXPANDED + 1}, "off by one: all values are 1 too large"),
+    "by more": ({"seqlens_expanded": EXPANDED - 4}, "all values are 4 too small"),
+    "the other mode": ({"seqlens_expanded": np.repeat(SEQ_LENS, LENGTHS), "positions": PRESETS["flashinfer-batch-indices-positions"][1]["positions"],
+                        "nsa_cache_seqlens": EXPANDED.clip(max=TOP_K), "nsa_index_topk": TOP_K}, "the other mode"),
+    "no top-k": ({"nsa_cache_seqlens": EXPANDED, "nsa_index_topk": TOP_K}, "a missing clamp: it is seqlens_expanded"),
+    "a wrong top-k": ({"nsa_cache_seqlens": EXPANDED.clip(max=512), "nsa_index_topk": TOP_K}, "a wrong top-k: as with nsa_index_topk 512"),
+    "a longer buffer": ({"seqlens_expanded": np.append(EXPANDED, [7, 7, 7])}, "a stale tail: 3 values beyond"),
+    "a shorter one": ({"seqlens_expanded": EXPANDED[:-2]}, "cut off: 2 values are missing"),
+    "the last step's": ({"seqlens_expanded": np.append(EXPANDED[:50], EXPANDED[50:] + RANDOM.integers(1, 9, EXPANDED.size - 50))}, "a stale tail: right up to there"),
+    "one value": ({"seqlens_expanded": spoilt(EXPANDED, lambda values: values.__setitem__(17, 3))}, None),
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_check_says_where_a_dump_is_wrong_and_what_it_looks_like(what, tmp_path):
+    changed, looks_like = SPOILT[what]
+    code, said = check(dump_of("sglang-draft-extend", "npz", tmp_path, **changed))
+    assert code == 1 and "matches            nothing" in said, said
+    assert looks_like is None and "looks like" not in said or f"looks like {looks_like}" in said, said
+
+
+def test_check_names_the_value_the_sequence_and_the_token(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"extend_seq_lens": [3, 2], "seq_lens": [10, 4], "seqlens_expanded": [8, 9, 10, 3, 77]}))
+    code, said = check(path)
+    assert code == 1 and "seqlens_expanded[4] (sequence 1, its token 1) is 77, want 4" in said
+    code, said = check(path, "--json")
+    (array,) = json.loads(said)["arrays"]
+    assert code == 1 and array["difference"] == "seqlens_expanded[4] (sequence 1, its token 1) is 77, want 4"
+
+
+def test_check_names_a_missing_lower_clamp(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"extend_seq_lens": [3], "seq_lens": [1], "seqlens_expanded": [-1, 0, 1]}))
+    code, said = check(path)
+    assert code == 1 and "a missing clamp: values are negative where they are to be 0" in said
+
+
+def files(tmp_path):
+    good = {"seq_lens": [4], "seqlens_expanded": [4]}
+    yield "dump.txt", "", "neither .json nor .npz"
+    yield "dump.json", "[1, 2]", "no JSON object"
+    yield "dump.json", json.dumps({**good, "seq_lens": [4.5]}), "seq_lens whose value 0 is no whole number"
+    yield "dump.json", json.dumps({**good, "seq_lens": [1 << 40]}), "passes int32"
+    yield "dump.json", json.dumps({"seqlens_expanded": [4]}), "no array seq_lens"
+    yield "dump.json", json.dumps({"seq_lens": [4]}), "no array to check"
+    yield "dump.json", json.dumps({**good, "extend_seq_lens": [1, 1]}), "seq_lens has 1 values, extend_seq_lens has 2"
+    yield "dump.json", json.dumps({**good, "extend_seq_lens": [-1]}), "a length is less than 0"
+    yield "dump.json", json.dumps({**good, "extend_seq_lens": [1 << 30]}), "more than 67108864 tokens"
+    yield "dump.json", json.dumps({"seq_lens": [4], "positions": [2, 3]}), "there is no array extend_seq_lens"
+    yield "dump.json", json.dumps({**good, "nsa_cache_seqlens": [4]}), "nsa_cache_seqlens needs nsa_index_topk"
+    yield "dump.npz", "not a zip file", "is no .npz file"
+
+
+def test_check_refuses_what_it_can_not_read(tmp_path):
+    for name, text, wanted in files(tmp_path):
+        (tmp_path / name).write_text(text)
+        code, said = check(tmp_path / name)
+        assert code == 2 and wanted in said, f"{name} {text}: {said}"
+    code, said = check(tmp_path / "nowhere.npz")
+    assert code == 2 and "nowhere.npz" in said
+    np.savez(tmp_path / "dump.npz", seq_lens=np.array([1 << 40]))
+    code, said = check(tmp_path / "dump.npz")
+    assert code == 2 and "has seq_lens, which value 0 is 1099511627776, which passes int32" in said
+    # A byte of a length is another one, and the archive's checksum says so.
+    np.savez(tmp_path / "dump.npz", seq_lens=[4_242], seqlens_expanded=[4_242])
+    bytes_ = bytearray((tmp_path / "dump.npz").read_bytes())
+    bytes_[bytes_.index((4_242).to_bytes(8, "little"))] += 1
+    (tmp_path / "dump.npz").write_bytes(bytes_)
+    code, said = check(tmp_path / "dump.npz")
+    assert code == 2 and "has seq_lens, which can't be read" in said
+
+
+def test_check_leaves_out_what_holds_no_integers(tmp_path):
+    np.savez(tmp_path / "dump.npz", extend_seq_lens=[3, 2], seq_lens=[10, 4], seqlens_expanded=[8, 9, 10, 3, 4], weights=[1.5], names=["a"], mask=[True])
+    assert check(tmp_path / "dump.npz")[0] == 0
+    (tmp_path / "dump.json").write_text(json.dumps({"seq_lens": [4], "seqlens_expanded": [4], "comment": "decode", "captured": True, "none": None}))
+    assert check(tmp_path / "dump.json")[0] == 0
+
+
+def test_check_takes_running_sums_and_tensorrt_llms_names(tmp_path):
+    (tmp_path / "dump.json").write_text(json.dumps({"seq_lens": [10, 4], "append_indptr": [0, 3, 5], "batch_indices": [0, 0, 0, 1, 1], "positions": [7, 8, 9, 2, 3]}))
+    code, said = check(tmp_path / "dump.json")
+    assert code == 0 and "flashinfer-batch-indices-positions" in said
+    (tmp_path / "dump.json").write_text(json.dumps({"kv_lens": [10, 4], "max_draft_tokens": 1, "kv_lens_expanded": [10, 10, 4, 4]}))
+    code, said = check(tmp_path / "dump.json")
+    assert code == 0 and "tensorrt-llm-kv-lens-expanded" in said
+
+
+def test_presets_change_no_value_that_does_not_fit():
+    for bad in ([1.5], [2**63 + 5]):
+        for lengths in (presets.sglang_extend([1], bad), presets.sglang_decode(bad)):
+            with Client("127.0.0.1:1") as on, pytest.raises((TypeError, ValueError), match="seq_lens"):
+                on.expand(**lengths, nsa_index_topk=8)
+        with pytest.raises((TypeError, ValueError), match="seq_lens"):
+            presets.sglang_target_verify(bad, 2)
+
+
+def test_the_documents_example_is_what_it_prints(tmp_path):
+    text = (REPOSITORY / "client" / "PRESETS.md").read_text()
+    shown = [line[4:] for line in text[text.index("    $ nsa-metadata check"):].splitlines()[1:] if line.startswith("    ")]
+    np.savez(tmp_path / "dump.npz", extend_seq_lens=[3, 2], seq_lens=[10, 4], nsa_index_topk=5, seqlens_expanded=[8, 9, 10, 3, 4], nsa_cache_seqlens=[8, 9, 10, 3, 4])
+    assert check(tmp_path / "dump.npz")[1].splitlines() == shown
