@@ -263,6 +263,25 @@ def test_bytes_that_are_no_request_are_refused(server):
     assert "inference.ModelInferRequest" in caught.value.details()
 
 
+def test_nothing_stays_of_requests_that_hold_more_than_they_should():
+    # Each puts its bytes into another place of the message that it is read to.
+    with Server("--backend=cpu") as fresh, grpc.insecure_channel(fresh.address) as on:
+        infer = on.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+
+        def send(place):
+            request = service_pb2.ModelInferRequest(model_name="nsa_metadata", raw_input_contents=[b""] * place + [b"x" * 60_000])
+            with pytest.raises(grpc.RpcError):
+                infer(request.SerializeToString(), timeout=TIMEOUT_S)
+
+        for place in range(100):
+            send(place)
+        before = fresh.memory("VmRSS")
+        for place in range(100, 1_000):
+            send(place)
+        grown = fresh.memory("VmRSS") - before
+        assert grown < 16 << 20, f"{grown >> 20} MiB of 52 stayed"
+
+
 # Time, and what is counted
 
 

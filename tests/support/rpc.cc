@@ -4,7 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <vector>
+#include <string>
 
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -46,10 +46,13 @@ v1::ExpandResponse ToExpandResponse(const inference::ModelInferResponse& respons
   for (int i = 0; i < std::min(response.outputs_size(), response.raw_output_contents_size()); ++i) {
     const auto* field = arrays.GetDescriptor()->FindFieldByName(response.outputs(i).name());
     if (field == nullptr) continue;
-    std::vector<int32_t> values(response.raw_output_contents(i).size() / sizeof(int32_t));
-    memcpy(values.data(), response.raw_output_contents(i).data(), values.size() * sizeof(int32_t));
+    const std::string& raw = response.raw_output_contents(i);
     const auto to = arrays.GetReflection()->GetMutableRepeatedFieldRef<int32_t>(&arrays, field);
-    for (int32_t value : values) to.Add(value);
+    for (size_t at = 0; at + sizeof(int32_t) <= raw.size(); at += sizeof(int32_t)) {
+      int32_t value;
+      memcpy(&value, raw.data() + at, sizeof value);
+      to.Add(value);
+    }
   }
   return arrays;
 }
