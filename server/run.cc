@@ -1,5 +1,6 @@
 #include "server/run.h"
 
+#include <google/protobuf/stubs/logging.h>
 #include <grpc/support/log.h>
 #include <malloc.h>
 #include <sys/resource.h>
@@ -27,6 +28,13 @@ void LogForGrpc(gpr_log_func_args* line) {
   if (!limit.Allow(&suppressed)) return;
   spdlog::log(line->severity == GPR_LOG_SEVERITY_ERROR ? spdlog::level::err : spdlog::level::info, "gRPC: {}",
               absl::CHexEscape(line->message));
+}
+
+// Protobuf says of each string that is no UTF-8 which field it is.
+void LogForProtobuf(google::protobuf::LogLevel, const char*, int, const std::string& message) {
+  static LogLimit limit(10);
+  int64_t suppressed = 0;
+  if (limit.Allow(&suppressed)) spdlog::info("protobuf: {}", absl::CHexEscape(message));
 }
 
 // Each connection takes a descriptor.
@@ -61,6 +69,7 @@ void ServeAndExit(const Options& options, Surroundings surroundings) {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   SetUpLog(options.log_format);
   gpr_set_log_function(&LogForGrpc);
+  google::protobuf::SetLogHandler(&LogForProtobuf);
   const sigset_t signals = BlockStopSignals();
   RaiseDescriptorLimit();
   // Comes back from sigwait, like one from outside.

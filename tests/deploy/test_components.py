@@ -41,7 +41,7 @@ def test_all_components_are_looked_at():
 def test_each_is_valid_alone(components):
     manifests = Manifests.of("base", *components)
     for thing in manifests.objects:
-        for version in (schemas.VERSIONS[0], schemas.VERSIONS[-1]):
+        for version in schemas.VERSIONS:
             schemas.validate(thing, version)
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 
 import grpc
 import numpy as np
@@ -261,6 +262,19 @@ def test_bytes_that_are_no_request_are_refused(server):
             on.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff\xff\xff", timeout=TIMEOUT_S)
     assert refusal_of(caught.value).reason == "MALFORMED"
     assert "inference.ModelInferRequest" in caught.value.details()
+
+
+def test_strangers_bytes_do_not_fill_the_log():
+    # A name that is no UTF-8, which protobuf reports each time.
+    with Server("--backend=cpu") as fresh, grpc.insecure_channel(fresh.address) as on:
+        infer = on.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        begin = time.monotonic()
+        for _ in range(500):
+            with pytest.raises(grpc.RpcError):
+                infer(b"\n\x02\xff\xfe", timeout=TIMEOUT_S)
+        seconds = time.monotonic() - begin
+        said = [line for line in fresh.log.splitlines() if "UTF-8" in line]
+        assert 1 <= len(said) <= 10 * (seconds + 2), f"{len(said)} lines in {seconds:.1f} s: {said[:3]}"
 
 
 def test_nothing_stays_of_requests_that_hold_more_than_they_should():
