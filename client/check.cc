@@ -1,11 +1,8 @@
 #include "client/check.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <functional>
-#include <span>
-#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from programs import REPOSITORY
@@ -101,16 +102,19 @@ class Proxy:
             assert time.monotonic() < end, f"envoy is not ready after {START_S} s\n{self.log()}"
             time.sleep(0.05)
         listeners = {one["name"]: one["local_address"]["socket_address"] for one in json.loads(self.get("/listeners?format=json"))["listener_statuses"]}
-        self.address, self.admin_address = (f"127.0.0.1:{listeners[name]['port_value']}" for name in ("grpc", "admin"))
+        self.address, probed = (f"127.0.0.1:{listeners[name]['port_value']}" for name in ("grpc", "admin"))
+        # As a kubelet asks.
+        with urllib.request.urlopen(f"http://{probed}/ready", timeout=5) as ready:
+            assert ready.status == 200
 
-    def get(self, path, method="GET"):
+    def get(self, path):
         """What the admin interface says."""
         connection = http.client.HTTPConnection("localhost", timeout=5)
         connection.sock = socket.socket(socket.AF_UNIX)
         with contextlib.closing(connection):
             connection.sock.settimeout(5)
             connection.sock.connect(str(self._admin))
-            connection.request(method, path)
+            connection.request("GET", path)
             return connection.getresponse().read().decode()
 
     def stat(self, name):

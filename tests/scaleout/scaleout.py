@@ -26,7 +26,6 @@ IN_FLIGHT = 64
 MAX_ATTEMPTS = 4
 # gRPC asks a name server anew no sooner than this after the last time.
 BETWEEN_RESOLUTIONS_S = 30
-START_S = 20
 
 
 def free_port(*addresses, kind=socket.SOCK_STREAM):

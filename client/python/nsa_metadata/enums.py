@@ -18,7 +18,7 @@ Output = Literal[
 MODES: tuple[Mode, ...] = get_args(Mode)
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 BACKENDS = ("cuda", "cpu", "reference")
-# By number, without gaps' names.
+# Those of refusals, by their numbers, which have gaps.
 REASONS = {
     1: "LENGTHS_DIFFER",
     2: "NEGATIVE_LENGTH",
