@@ -167,7 +167,7 @@ void ExpandStream::OnDone(std::unique_ptr<Call> call, const absl::Status& status
   {
     MutexLock lock(&mutex_);
     call_ = nullptr;
-    fruitless_calls_ = call_answered_ ? 0 : fruitless_calls_ + 1;
+    failures_in_a_row_ = call_answered_ ? 1 : failures_in_a_row_ + 1;
     answers = End(status);
   }
   call.reset();  // its channel too, while the stream is sure to be there
@@ -346,7 +346,7 @@ std::vector<ExpandStream::Answer> ExpandStream::End(const absl::Status& status) 
 absl::Duration ExpandStream::NextBackoff(const absl::Status& status) {
   const std::optional<Violation> violation = ViolationOf(status);
   if (violation.has_value() && violation->retry_after.has_value()) return *violation->retry_after;
-  const absl::Duration doubled = retry_.initial_backoff * (1 << std::min(std::max(fruitless_calls_ - 1, 0), 20));
+  const absl::Duration doubled = retry_.initial_backoff * (1 << std::min(failures_in_a_row_ - 1, 20));
   // So that not all callers of a server that went come to the next one at once.
   return std::min(doubled, retry_.max_backoff) * absl::Uniform(random_, 0.5, 1.0);
 }

@@ -148,9 +148,10 @@ class ExpandStream {
   bool expiring_ ABSL_GUARDED_BY(mutex_) = false;
   absl::Time expiry_at_ ABSL_GUARDED_BY(mutex_);
   std::unique_ptr<grpc::Alarm> expiry_ ABSL_GUARDED_BY(mutex_);
-  // Whether the call under way has answered an item, and the calls in a row that ended without.
+  // Whether the call under way has answered an item, and the calls in a row that failed, the first after an answer or
+  // before any.
   bool call_answered_ ABSL_GUARDED_BY(mutex_) = false;
-  int fruitless_calls_ ABSL_GUARDED_BY(mutex_) = 0;
+  int failures_in_a_row_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::BitGen random_ ABSL_GUARDED_BY(mutex_);
   // Ends whose Report is yet to return.
   int reporting_ ABSL_GUARDED_BY(mutex_) = 0;

@@ -38,6 +38,9 @@ def channel_options(
         # The policy above is the only one: no answer of a name server's can replace it.
         ("grpc.service_config_disable_resolution", 1),
         ("grpc.per_rpc_retry_buffer_size", _RETRY_BUFFER_BYTES),
+        # gRPC's own, 1 s and 120 s, outlast all attempts of a call.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
         ("grpc.max_receive_message_length", max_receive_message_bytes),
         ("grpc.keepalive_time_ms", math.ceil(keepalive_time * 1e3)),
         ("grpc.keepalive_timeout_ms", math.ceil(keepalive_timeout * 1e3)),

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from numpy.typing import ArrayLike
 
-from nsa_metadata.channel import EXPAND, EXPAND_STREAM, channel_options
+from nsa_metadata.channel import EXPAND, channel_options
 from nsa_metadata.enums import Mode, Output
 from nsa_metadata.errors import error_of
 from nsa_metadata.expansion import Expansion, decode
@@ -61,7 +61,6 @@ class Client:
         )
         # Bytes both ways.
         self._expand: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
-        self._expand_stream = self._channel.stream_stream(EXPAND_STREAM)
         self._max_attempts = max_attempts
 
     def expand(
@@ -133,7 +132,7 @@ class Client:
 
     def open_stream(self) -> ExpandStream:
         """A stream of many requests, which has no limit of 4 MiB an answer. Does not block; close it before the client."""
-        return ExpandStream(self._expand_stream, self._timeout, self._max_attempts)
+        return ExpandStream(self._channel, self._timeout, self._max_attempts)
 
     def close(self) -> None:
         """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing."""

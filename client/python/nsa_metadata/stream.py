@@ -1,9 +1,10 @@
 """Many requests over one call."""
 
 import queue
+import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ import grpc
 import numpy as np
 from numpy.typing import ArrayLike
 
+from nsa_metadata.channel import EXPAND_STREAM
 from nsa_metadata.enums import OUTPUTS, Mode, Output
 from nsa_metadata.errors import DeadlineExceeded, Error, error_of, refusal_of
 from nsa_metadata.expansion import Expansion, decode
@@ -20,7 +22,7 @@ from nsa_metadata.wire import Message, bytes_head, integer_field
 
 # Messages that may wait to be written; send blocks while there are as many.
 _MAX_QUEUED = 64
-# The wait before a call's unanswered items are sent again; it doubles up to the second.
+# The longest wait before a call's unanswered items are sent again; it doubles up to the second.
 _BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
 # How often a send that waits looks whether its call has ended.
 _LOOK_S = 0.1
@@ -58,11 +60,10 @@ class ExpandStream:
     client's max_attempts times in all and while their timeouts last.
     """
 
-    def __init__(
-        self, start: Callable[[Iterator[bytes]], Any], timeout: float | None, max_attempts: int
-    ) -> None:
-        """start: begins a call whose messages it is given. timeout, max_attempts: an item's."""
-        self._start, self._timeout, self._max_attempts = start, timeout, max_attempts
+    def __init__(self, channel: grpc.Channel, timeout: float | None, max_attempts: int) -> None:
+        """timeout, max_attempts: an item's."""
+        self._channel, self._timeout, self._max_attempts = channel, timeout, max_attempts
+        self._start = channel.stream_stream(EXPAND_STREAM)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._items: dict[int, _Item] = {}
@@ -167,7 +168,7 @@ class ExpandStream:
                         return  # its call has ended
 
     def _run(self) -> None:
-        backoff = _BACKOFF_S
+        failures_in_a_row = 0
         while True:
             with self._lock:
                 while not self._items and not self._closed:
@@ -184,14 +185,19 @@ class ExpandStream:
                 if self._closed:
                     unanswered.append(b"")
             failure, answered = self._one_call(unanswered, begun)
-            backoff = _BACKOFF_S if answered else min(2 * backoff, _MOST_BACKOFF_S)
+            failures_in_a_row = 1 if answered else failures_in_a_row + 1
+            # So that not all callers of a server that went come to the next one at once.
+            backoff = min(_BACKOFF_S * 2 ** min(failures_in_a_row - 1, 20), _MOST_BACKOFF_S) * random.uniform(0.5, 1)
             with self._lock:
                 self._queue = None
                 self._call = None
                 ended = self._ended(failure)
                 wait = backoff if self._items else 0
                 if wait and not self._cut:
+                    # Without a call gRPC gets no further with a connection, unless somebody watches it.
+                    self._channel.subscribe(_ignore, try_to_connect=True)
                     self._changed.wait_for(lambda: self._cut, wait)
+                    self._channel.unsubscribe(_ignore)
             # What iterates over the queue ends with it.
             try:
                 begun.put_nowait(None)
@@ -277,6 +283,10 @@ def _messages(first: list[bytes], waiting: _Queue) -> Iterator[bytes]:
         yield message
     while (following := waiting.get()) is not None:
         yield following
+
+
+def _ignore(_: grpc.ChannelConnectivity) -> None:
+    pass
 
 
 def _finish(future: Future[Expansion], outcome: Expansion | Error) -> None:
