@@ -59,7 +59,8 @@ def main():
     settled = len(samples) // (10 if flags.long else 2)
     done, memory, descriptors, threads = np.array(samples)[settled:].T
     slope = np.polyfit(done, memory, 1)[0] * 10_000_000
-    grown, bound = (slope, 1.0) if flags.long else (np.median(memory[-10:]) - np.median(memory[:10]), 1.0)
+    # In short a leak of 5 bytes a call is seen: beside other work the arenas fill later, by up to a MiB.
+    grown, bound = (slope, 1.0) if flags.long else (np.median(memory[-10:]) - np.median(memory[:10]), 2.0)
     what = "MiB per 10,000,000 calls" if flags.long else f"MiB over {done[-1] - done[0]:,.0f} calls"
     print(f"{calls:,} calls: {', '.join(rest)}")
     print(f"memory {memory[0]:.1f} to {memory[-1]:.1f} MiB: {grown:+.2f} {what}, {bound:.0f} allowed")

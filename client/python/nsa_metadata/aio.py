@@ -1,5 +1,6 @@
 """The calls, for asyncio."""
 
+import asyncio
 from collections.abc import Iterable
 from types import TracebackType
 
@@ -8,8 +9,9 @@ import grpc.aio
 from numpy.typing import ArrayLike
 
 from nsa_metadata.channel import EXPAND, channel_options
+from nsa_metadata.deadlines import GRACE_S
 from nsa_metadata.enums import Mode, Output
-from nsa_metadata.errors import error_of
+from nsa_metadata.errors import error_of, no_answer
 from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
 
@@ -61,10 +63,16 @@ class AsyncClient:
         """As Client.expand, without blocking the loop. Cancelling the task cancels the call."""
         asked = asked_outputs(outputs)
         request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
+        seconds = self._timeout if timeout is None else timeout
         try:
-            reply = await self._expand(request, timeout=self._timeout if timeout is None else timeout)
+            async with asyncio.timeout(None if seconds is None else max(seconds, 0) + GRACE_S) as own:
+                reply = await self._expand(request, timeout=seconds)
         except grpc.RpcError as failure:
             raise error_of(failure) from failure
+        except TimeoutError:
+            if not own.expired():
+                raise
+            raise no_answer() from None
         return decode(reply, asked)
 
     async def close(self) -> None:

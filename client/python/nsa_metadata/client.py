@@ -1,5 +1,7 @@
 """The calls."""
 
+import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -8,11 +10,16 @@ import grpc
 from numpy.typing import ArrayLike
 
 from nsa_metadata.channel import EXPAND, channel_options
+from nsa_metadata.deadlines import DEADLINES, GRACE_S
 from nsa_metadata.enums import Mode, Output
-from nsa_metadata.errors import error_of
+from nsa_metadata.errors import error_of, no_answer
 from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
 from nsa_metadata.stream import ExpandStream
+
+# A request of so many bytes finds room in a socket that has just been opened (Linux's tcp_wmem): gRPC has written it
+# and ends the call at its deadline. Larger ones have a deadline here too, which costs each a change of threads.
+_FITS_A_SOCKET = 16 << 10
 
 
 class Client:
@@ -94,7 +101,15 @@ class Client:
         """
         asked = asked_outputs(outputs)
         request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
-        return _expansion(lambda: self._expand(request, timeout=self._seconds(timeout)), asked)
+        seconds = self._seconds(timeout)
+        if seconds is None or len(request) <= _FITS_A_SOCKET:
+            return _expansion(lambda: self._expand(request, timeout=seconds), asked)
+        call = self._expand.future(request, timeout=seconds)
+        try:
+            return _expansion(lambda: call.result(max(seconds, 0) + GRACE_S), asked)
+        except grpc.FutureTimeoutError:
+            call.cancel()
+            raise no_answer() from None
 
     def expand_async(
         self,
@@ -115,17 +130,27 @@ class Client:
         """
         asked = asked_outputs(outputs)
         request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
-        call = self._expand.future(request, timeout=self._seconds(timeout))
+        seconds = self._seconds(timeout)
+        call = self._expand.future(request, timeout=seconds)
         future: Future[Expansion] = Future()
+        ended = threading.Lock()  # taken by what ends it first
 
         def finish(call: Any) -> None:
-            if not future.set_running_or_notify_cancel():
+            if not ended.acquire(blocking=False) or not future.set_running_or_notify_cancel():
                 return
             try:
                 future.set_result(_expansion(call.result, asked))
             except Exception as error:
                 future.set_exception(error)
 
+        def give_up() -> None:
+            if ended.acquire(blocking=False) and future.set_running_or_notify_cancel():
+                future.set_exception(no_answer())
+                call.cancel()
+
+        if seconds is not None:
+            deadline = DEADLINES.add(time.monotonic() + seconds, give_up)
+            future.add_done_callback(lambda _: DEADLINES.remove(deadline))
         future.add_done_callback(lambda done: call.cancel() if done.cancelled() else None)
         call.add_done_callback(finish)
         return future
@@ -135,7 +160,10 @@ class Client:
         return ExpandStream(self._channel, self._timeout, self._max_attempts)
 
     def close(self) -> None:
-        """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing."""
+        """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing.
+
+        A peer that takes nothing may hold it up until its connection is given up (keepalive_timeout).
+        """
         self._channel.close()
 
     def __enter__(self) -> "Client":

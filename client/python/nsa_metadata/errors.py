@@ -67,6 +67,11 @@ def error_of(failure: grpc.RpcError) -> Error:
     return Unreachable(code, message) if code is grpc.StatusCode.UNAVAILABLE else Error(code, message)
 
 
+def no_answer() -> DeadlineExceeded:
+    """What is raised where this side alone saw that the time is over."""
+    return DeadlineExceeded(grpc.StatusCode.DEADLINE_EXCEEDED, "the answer did not come in time")
+
+
 def refusal_of(refusal: Message) -> Error:
     """What a stream's item raises that was refused."""
     number, message = refusal.uint64(2), refusal.text(4)

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from nsa_metadata.channel import EXPAND_STREAM
+from nsa_metadata.deadlines import DEADLINES
 from nsa_metadata.enums import OUTPUTS, Mode, Output
-from nsa_metadata.errors import DeadlineExceeded, Error, error_of, refusal_of
+from nsa_metadata.errors import Error, error_of, no_answer, refusal_of
 from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
 from nsa_metadata.wire import Message, bytes_head, integer_field
@@ -37,6 +38,8 @@ class _Item:
     asked: tuple[Output, ...]
     deadline: float | None  # of time.monotonic
     attempts: int = 0
+    # Its future has ended; the server's answer, if one comes, is for nobody.
+    expired: bool = False
     chunks: list[Expansion] = field(default_factory=list)
 
     def message(self) -> bytes:
@@ -94,8 +97,8 @@ class ExpandStream:
         request_id: of no other request in flight on this stream; None: the stream's own numbers.
         timeout: seconds, from here on; goes before the client's.
 
-        Blocks while 64 messages wait to be written, which they do while the server reads no further. ValueError for
-        what expand has it for, a request_id that is in flight, and after close().
+        Blocks while 64 messages wait to be written, which they do while the server reads no further, for `timeout` at
+        most. ValueError for what expand has it for, a request_id that is in flight, and after close().
         """
         asked = asked_outputs(outputs)
         seconds = self._timeout if timeout is None else timeout
@@ -115,10 +118,13 @@ class ExpandStream:
             item = self._items[request_id] = _Item(future, request, asked, deadline)
             waiting = self._queue
             self._changed.notify_all()
+        if deadline is not None:
+            due = DEADLINES.add(deadline, lambda: self._expire(request_id, item))
+            future.add_done_callback(lambda _: DEADLINES.remove(due))
         future.add_done_callback(lambda done: self.cancel(request_id) if done.cancelled() else None)
         # Without a call, or when it ends meanwhile, the next one begins with what is unanswered.
         if waiting is not None:
-            self._put(waiting, item.message())
+            self._put(waiting, item.message(), item)
         return future
 
     def cancel(self, request_id: int) -> None:
@@ -137,18 +143,15 @@ class ExpandStream:
             self._closed = True
             waiting = self._queue
             self._changed.notify_all()
-        if waiting is not None:
+            for_nobody = self._is_for_nobody()
+        if waiting is not None and not for_nobody:
             self._put(waiting, None)
         if threading.current_thread() is self._thread:
             return
-        self._thread.join(self._timeout if timeout is None else timeout)
+        if not for_nobody:
+            self._thread.join(self._timeout if timeout is None else timeout)
         if self._thread.is_alive():
-            with self._lock:
-                self._cut = True
-                call = self._call
-                self._changed.notify_all()
-            if call is not None:
-                call.cancel()
+            self._end_call()
             self._thread.join()
 
     def __enter__(self) -> "ExpandStream":
@@ -157,8 +160,30 @@ class ExpandStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put(self, waiting: _Queue, message: bytes | None) -> None:
-        while True:
+    def _expire(self, request_id: int, item: _Item) -> None:
+        with self._lock:
+            if self._items.get(request_id) is not item:
+                return
+            item.expired = True
+            for_nobody = self._is_for_nobody()
+        _finish(item.future, no_answer())
+        if for_nobody:
+            self._end_call()
+
+    def _is_for_nobody(self) -> bool:
+        """Whether all that can come is answers to items whose time has passed; self._lock is held."""
+        return self._closed and bool(self._items) and all(item.expired for item in self._items.values())
+
+    def _end_call(self) -> None:
+        with self._lock:
+            self._cut = True
+            call = self._call
+            self._changed.notify_all()
+        if call is not None:
+            call.cancel()
+
+    def _put(self, waiting: _Queue, message: bytes | None, item: _Item | None = None) -> None:
+        while item is None or not item.expired:
             try:
                 waiting.put(message, timeout=_LOOK_S)
                 return
@@ -192,12 +217,6 @@ class ExpandStream:
                 self._queue = None
                 self._call = None
                 ended = self._ended(failure)
-                wait = backoff if self._items else 0
-                if wait and not self._cut:
-                    # Without a call gRPC gets no further with a connection, unless somebody watches it.
-                    self._channel.subscribe(_ignore, try_to_connect=True)
-                    self._changed.wait_for(lambda: self._cut, wait)
-                    self._channel.unsubscribe(_ignore)
             # What iterates over the queue ends with it.
             try:
                 begun.put_nowait(None)
@@ -205,6 +224,16 @@ class ExpandStream:
                 pass
             for item, error in ended:
                 _finish(item.future, error)
+            self._wait(backoff)
+
+    def _wait(self, backoff: float) -> None:
+        with self._lock:
+            if not self._items or self._cut:
+                return
+            # Without a call gRPC gets no further with a connection, unless somebody watches it.
+            self._channel.subscribe(_ignore, try_to_connect=True)
+            self._changed.wait_for(lambda: self._cut, backoff)
+            self._channel.unsubscribe(_ignore)
 
     def _one_call(self, unanswered: list[bytes], begun: _Queue) -> tuple[Error, bool]:
         try:
@@ -236,7 +265,8 @@ class ExpandStream:
         refusal, expansion = message.message(2), message.message(1)
         if refusal is not None:
             item = self._pop(refusal.uint64(1))
-            _finish(item.future, refusal_of(refusal))
+            if not item.expired:
+                _finish(item.future, refusal_of(refusal))
             return True
         if expansion is None:
             raise ValueError("a message has neither an expansion nor a refusal")
@@ -248,8 +278,8 @@ class ExpandStream:
         found.chunks.append(decode(message.chunks(1)[-1], found.asked))
         if not message.uint64(4):
             return False
-        self._pop(request_id)
-        _finish(found.future, _joined(found.chunks))
+        if not self._pop(request_id).expired:
+            _finish(found.future, _joined(found.chunks))
         return True
 
     def _pop(self, request_id: int) -> _Item:
@@ -265,14 +295,12 @@ class ExpandStream:
         again = failure.code is grpc.StatusCode.UNAVAILABLE and not self._cut
         ended = []
         for request_id, item in list(self._items.items()):
-            late = item.deadline is not None and item.deadline <= now
+            late = item.expired or (item.deadline is not None and item.deadline <= now)
             if again and not late and item.attempts < self._max_attempts and not item.future.cancelled():
                 continue
             del self._items[request_id]
-            error = failure
-            if self._cut or (again and late):
-                error = DeadlineExceeded(grpc.StatusCode.DEADLINE_EXCEEDED, "the answer did not come in time")
-            ended.append((item, error))
+            if not item.expired:
+                ended.append((item, no_answer() if self._cut or (again and late) else failure))
         return ended
 
 

@@ -1,0 +1,123 @@
+"""The Python clients' own deadlines, where gRPC's don't come: a peer that takes nothing of what is being written to it."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import wire
+
+from nsa_metadata import AsyncClient, Client, DeadlineExceeded
+from nsa_metadata.deadlines import GRACE_S, Deadlines
+
+# More than the kernels hold of it between them.
+LENGTHS = np.ones(1 << 20, np.int32)
+LARGE = {"extend_seq_lens": LENGTHS, "seq_lens": LENGTHS, "mode": "causal", "nsa_index_topk": 1}
+# gRPC itself ends such a call when the connection is given up.
+GIVEN_UP_S = 10.0
+TIMEOUT_S = 0.3
+
+
+@contextlib.contextmanager
+def deaf_server():
+    """The address of a server that lets its callers send all they like, and reads nothing."""
+    taken = []
+
+    def accept():
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                taken.append(peer)
+                peer.sendall(wire.settings(1 << 30) + wire.window_update(0, 1 << 30))
+
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            for peer in taken:
+                peer.close()
+
+
+def by_a_call(client):
+    client.expand(**LARGE, timeout=TIMEOUT_S)
+
+
+def by_a_future(client):
+    client.expand_async(**LARGE, timeout=TIMEOUT_S).result()
+
+
+def by_a_stream(client):
+    with client.open_stream() as stream:
+        sent = [stream.send(**LARGE, timeout=TIMEOUT_S) for _ in range(3)]
+        assert all(isinstance(future.exception(), DeadlineExceeded) for future in sent)
+        sent[0].result()
+
+
+@contextlib.contextmanager
+def in_time():
+    begin = time.monotonic()
+    with pytest.raises(DeadlineExceeded):
+        yield
+    took = time.monotonic() - begin
+    assert took < GIVEN_UP_S / 2, f"ended after {took:.1f} s"
+
+
+@pytest.mark.parametrize("expand", [by_a_call, by_a_future, by_a_stream], ids=["call", "future", "stream"])
+def test_a_peer_that_takes_nothing_costs_no_more_than_the_timeout(expand):
+    # Closing a client waits for gRPC's own end of its calls, which comes with the peer's.
+    with contextlib.ExitStack() as first_closed_last:
+        with deaf_server() as address:
+            client = first_closed_last.enter_context(Client(address, keepalive_timeout=GIVEN_UP_S))
+            with in_time():
+                expand(client)
+
+
+def test_a_peer_that_takes_nothing_costs_a_task_no_more_than_the_timeout():
+    async def call():
+        with deaf_server() as address:
+            client = AsyncClient(address, keepalive_timeout=GIVEN_UP_S)
+            with in_time():
+                await client.expand(**LARGE, timeout=TIMEOUT_S)
+        await client.close()
+
+    asyncio.run(call())
+
+
+def test_what_is_late_runs_in_the_order_of_its_deadlines_and_what_is_removed_does_not():
+    deadlines, ran, done = Deadlines(), [], threading.Event()
+    now = time.monotonic()
+    deadlines.add(now + 0.02, lambda: (ran.append("last"), done.set()))
+    removed = deadlines.add(now + 0.01, lambda: ran.append("removed"))
+    deadlines.add(now - 1, lambda: ran.append("first"))
+    deadlines.remove(removed)
+    assert done.wait(20)
+    assert ran == ["first", "last"]
+
+
+def test_what_is_removed_takes_no_memory_for_long():
+    deadlines = Deadlines()
+    never = time.monotonic() + 3600
+    kept = deadlines.add(never, lambda: None)
+    for _ in range(10_000):
+        deadlines.remove(deadlines.add(never, lambda: None))
+    assert len(deadlines._heap) < 3_000
+    assert kept in deadlines._heap
+
+
+def test_it_waits_a_while_for_grpcs_own_end():
+    deadlines, done = Deadlines(), threading.Event()
+    begin = time.monotonic()
+    deadlines.add(begin, done.set)
+    assert done.wait(20)
+    assert time.monotonic() - begin >= GRACE_S
