@@ -1,14 +1,9 @@
-// The CPU backend: every per-token output is, over one sequence, a constant or a ramp that rises by one, clamped below
-// by 0 and above by K: loops that the compiler turns into vector stores.
+// Every per-token output is, over one sequence, a constant or a ramp that rises by one, clamped below by 0 and above by
+// K: loops that the compiler turns into vector stores.
 
 #include "kernels/cpu.h"
 
 #include <algorithm>
-#include <string>
-#include <thread>
-
-#include "absl/strings/str_cat.h"
-#include "kernels/host_backend.h"
 
 namespace nsa::metadata::kernels {
 namespace {
@@ -169,12 +164,14 @@ void PutKs(int32_t* out, const PackedRequest& request, const int32_t* extend_seq
 // No length passes this.
 constexpr int64_t kUnbounded = INT32_MAX;
 
+}  // namespace
+
 // For each kind of vector that a processor may have; the loader picks its own. Not for other processors than x86-64,
 // nor under a sanitizer, whose functions can't be called that early.
 #if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 __attribute__((flatten, target_clones("avx512f", "avx2", "default")))
 #endif
-void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void ExpandRequestOnCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
   const auto out = [&request](Output output) { return request.out[static_cast<size_t>(output)]; };
   if (int32_t* array = out(Output::kSeqlensExpanded)) {
     PutSeqlens(array, request, extend_seq_lens, seq_lens, kUnbounded, /*add_ks=*/false);
@@ -193,14 +190,8 @@ void ExpandCpu(const PackedRequest& request, const int32_t* extend_seq_lens, con
   }
 }
 
-}  // namespace
-
-void ExpandOnCpu(const PackedBatch& batch) { ExpandEach(batch, &ExpandCpu); }
-
-std::unique_ptr<Backend> CreateCpuBackend() {
-  return std::make_unique<HostBackend>(BackendKind::kCpu,
-                                       absl::StrCat("CPU, ", std::thread::hardware_concurrency(), " cores"),
-                                       Kernel::kCpu, &ExpandCpu);
+void ExpandOnCpu(const PackedBatch& batch) {
+  batch.ForEach(&ExpandRequestOnCpu);
 }
 
 }  // namespace nsa::metadata::kernels

@@ -1,11 +1,17 @@
-// The CPU's expansion of a batch, for backends that leave some to it.
+// The CPU's expansion.
 #pragma once
+
+#include <cstdint>
 
 #include "kernels/packed_batch.h"
 
 namespace nsa::metadata::kernels {
 
-// Computes every asked output of every request, as the CPU backend's lanes do.
+// Writes the asked outputs of one request, whose lengths are [num_sequences] each, none negative. first_sequence and
+// first_token are not looked at.
+void ExpandRequestOnCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens);
+
+// Those of every request of a batch.
 void ExpandOnCpu(const PackedBatch& batch);
 
 }  // namespace nsa::metadata::kernels

@@ -14,15 +14,6 @@ namespace nsa::metadata::kernels {
 using ExpandRequestFunction = void (*)(const PackedRequest& request, const int32_t* extend_seq_lens,
                                        const int32_t* seq_lens);
 
-// Expands request after request with `expand`.
-inline void ExpandEach(const PackedBatch& batch, ExpandRequestFunction expand) {
-  const int32_t* q = batch.extend_seq_lens().data();
-  const int32_t* s = batch.seq_lens().data();
-  for (const PackedRequest& request : batch.requests()) {
-    expand(request, q + request.first_sequence, s + request.first_sequence);
-  }
-}
-
 // Expands with one function.
 class HostLane final : public Lane {
  public:
@@ -36,7 +27,7 @@ class HostLane final : public Lane {
   PackedBatch& batch() override { return batch_; }
 
   absl::StatusOr<Kernel> Expand() override {
-    ExpandEach(batch_, expand_);
+    batch_.ForEach(expand_);
     return kernel_;
   }
 

@@ -48,6 +48,13 @@ class PackedBatch {
   std::span<const int32_t> extend_seq_lens() const { return extend_seq_lens_.first(num_sequences_); }
   std::span<const int32_t> seq_lens() const { return seq_lens_.first(num_sequences_); }
   std::span<const PackedRequest> requests() const { return requests_; }
+  // Calls `f(request, extend_seq_lens, seq_lens)` with each request and its own lengths, in their order.
+  template <typename F>
+  void ForEach(F f) const {
+    for (const PackedRequest& request : requests_) {
+      f(request, extend_seq_lens_.data() + request.first_sequence, seq_lens_.data() + request.first_sequence);
+    }
+  }
   int64_t num_sequences() const { return static_cast<int64_t>(num_sequences_); }
   int64_t total_tokens() const { return total_tokens_; }
 

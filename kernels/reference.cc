@@ -1,8 +1,8 @@
 // The definitions, written down one value at a time. Nothing here is fast; everything else is tested against it.
 
-#include <algorithm>
+#include "kernels/reference.h"
 
-#include "kernels/host_backend.h"
+#include <algorithm>
 
 namespace nsa::metadata::kernels {
 namespace {
@@ -49,15 +49,11 @@ void ExpandSequences(const PackedRequest& request, const int32_t* extend_seq_len
   }
 }
 
-void ExpandReference(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
-  ExpandTokens(request, extend_seq_lens, seq_lens);
-  ExpandSequences(request, extend_seq_lens, seq_lens);
-}
-
 }  // namespace
 
-std::unique_ptr<Backend> CreateReferenceBackend() {
-  return std::make_unique<HostBackend>(BackendKind::kReference, "reference", Kernel::kReference, &ExpandReference);
+void ExpandRequestByReference(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+  ExpandTokens(request, extend_seq_lens, seq_lens);
+  ExpandSequences(request, extend_seq_lens, seq_lens);
 }
 
 }  // namespace nsa::metadata::kernels

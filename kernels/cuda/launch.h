@@ -6,7 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/backend.h"
+#include "kernels/kernel.h"
 #include "kernels/cuda/device_batch.h"
 
 namespace nsa::metadata::kernels::cuda {
