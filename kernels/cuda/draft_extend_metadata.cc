@@ -56,14 +56,16 @@ cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel 
   return error == cudaSuccess ? cudaStreamSynchronize(stream) : error;
 }
 
+Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan) {
+  return kernels::ChooseKernel(plan, {.num_sequences = metadata.num_sequences,
+                                      .total_tokens = metadata.capacity,
+                                      .first_two = !AsksMoreThanFirstTwo(metadata.out),
+                                      .to_host = false});
+}
+
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
                                             int64_t* total_tokens, const LaunchPlan& plan) {
-  const BatchShape shape = {.num_sequences = metadata.num_sequences,
-                            .total_tokens = metadata.capacity,
-                            .first_two = !AsksMoreThanFirstTwo(metadata.out),
-                            .to_host = false};
-  const Kernel kernel = ChooseKernel(plan, shape);
-  return FillDraftExtendMetadata(metadata, kernel, stream, total_tokens);
+  return FillDraftExtendMetadata(metadata, ChooseKernel(metadata, plan), stream, total_tokens);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

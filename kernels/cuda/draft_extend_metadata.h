@@ -44,7 +44,10 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                     int64_t* total_tokens);
 
-// As above, by the kernel that `plan` chooses for as many tokens as there is room for.
+// The kernel that `plan` chooses for as many tokens as there is room for.
+Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan = {});
+
+// As above, by that kernel.
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
                                             int64_t* total_tokens, const LaunchPlan& plan = {});
 

@@ -46,7 +46,7 @@ class AsyncClient:
             else grpc.aio.secure_channel(target, credentials, options)
         )
         # Bytes both ways.
-        self._expand = self._channel.unary_unary(EXPAND)
+        self._expand: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
 
     async def expand(
         self,

@@ -1,6 +1,7 @@
 """An answer: the arrays of one request, as views of the bytes that came."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import numpy as np
@@ -77,6 +78,17 @@ class Expansion:
     nsa_cu_seqlens_k: Int32Array | None = None
     ks: Int32Array | None = None
     ke: Int32Array | None = None
+
+    def torch(self, device: Any = "cpu") -> dict[Output, Any]:
+        """The arrays by name as tensors of torch's on `device`: copies of their own, aligned and writable."""
+        import torch  # type: ignore[import-not-found, unused-ignore]
+
+        arrays: dict[Output, Any] = {name: getattr(self, name) for name in OUTPUTS}
+        return {
+            name: (array if isinstance(array, torch.Tensor) else torch.from_numpy(array.copy())).to(device)
+            for name, array in arrays.items()
+            if array is not None
+        }
 
 
 def decode(reply: bytes | memoryview, asked: tuple[Output, ...]) -> Expansion:

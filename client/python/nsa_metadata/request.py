@@ -23,6 +23,8 @@ def asked_outputs(outputs: Iterable[Output] | None) -> tuple[Output, ...]:
 
 def int32_array(argument: str, values: ArrayLike) -> NDArray[np.int32]:
     """`values` as a contiguous little-endian array, itself where it is one. ValueError where they don't fit int32."""
+    if hasattr(values, "detach"):  # torch's, of whatever device
+        values = values.detach().cpu()
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{argument} has the shape {list(array.shape)}, want [num_sequences]")

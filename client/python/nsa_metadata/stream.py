@@ -66,7 +66,7 @@ class ExpandStream:
     def __init__(self, channel: grpc.Channel, timeout: float | None, max_attempts: int) -> None:
         """timeout, max_attempts: an item's."""
         self._channel, self._timeout, self._max_attempts = channel, timeout, max_attempts
-        self._start = channel.stream_stream(EXPAND_STREAM)
+        self._start: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(EXPAND_STREAM)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._items: dict[int, _Item] = {}

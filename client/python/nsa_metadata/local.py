@@ -1,0 +1,312 @@
+"""The same expansions in this process, without a server: on the host, or on the CUDA device where the arrays are.
+
+    from nsa_metadata import local
+
+    local.expand([3, 2], [10, 4], nsa_index_topk=2048, mode="causal").seqlens_expanded  # [8, 9, 10, 3, 4]
+
+    # In place, on the current stream of torch's; any arrays with DLPack, all of one place.
+    total = local.fill_draft_extend_metadata_adaptive(
+        extend_seq_lens, seq_lens, 2048, seqlens_expanded, nsa_cache_seqlens, mode="causal"
+    )
+
+What computes: for arrays on a CUDA device the kernels there, from machine code or from PTX that the driver compiles;
+where they can't run, the host's code, with copies there and back, which is logged once; for arrays of the host's that
+code. The environment, read when this module is imported, may say otherwise:
+
+    NSA_METADATA_BACKEND            auto, cuda, cpu or reference, the plain path; with cuda what can't be done there fails
+    SGLANG_NSA_USE_TRITON_METADATA  0 forces the plain path, as in SGLang, whatever NSA_METADATA_BACKEND is
+"""
+
+import functools
+import logging
+import operator
+import os
+import sys
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from nsa_metadata.enums import MODES, OUTPUTS, Mode, Output, number_of
+from nsa_metadata.expansion import Expansion
+from nsa_metadata.request import asked_outputs, int32_array
+
+try:
+    from nsa_metadata import _local
+except ImportError as why:
+    raise ImportError(f"this installation of nsa_metadata has no extension for nsa_metadata.local: {why}") from why
+
+Backend = Literal["auto", "cuda", "cpu", "reference"]
+Kernel = Literal["linear", "binary", "rows", "tile"]
+
+_BACKENDS = ("auto", "cuda", "cpu", "reference")
+_NSA_OUTPUTS = ("nsa_cache_seqlens", "nsa_cu_seqlens_k")
+_BY_SEQUENCE = ("cu_seqlens_q", "cu_seqlens_k")
+_INT32_MAX = 2**31 - 1
+# DLPack's kinds of memory: those that the host's code reaches, and that of a CUDA device.
+_HOST_KINDS, _CUDA = (1, 3), 2  # kDLCPU, kDLCUDAHost; kDLCUDA
+
+_log = logging.getLogger(__name__)
+
+
+def _backend_of_environment() -> Backend:
+    if os.environ.get("SGLANG_NSA_USE_TRITON_METADATA", "1").lower() in ("0", "false", "no", "n"):
+        return "reference"
+    said = os.environ.get("NSA_METADATA_BACKEND") or "auto"
+    if said not in _BACKENDS:
+        raise ImportError(f"NSA_METADATA_BACKEND is {said!r}, want one of {', '.join(_BACKENDS)}")
+    return said  # type: ignore[return-value]
+
+
+_BACKEND: Backend = _backend_of_environment()
+
+
+class _View(NamedTuple):
+    """Where an int32 array lies."""
+
+    address: int
+    length: int
+    kind: int
+    device: int
+
+
+def expand(
+    extend_seq_lens: ArrayLike,
+    seq_lens: ArrayLike,
+    *,
+    nsa_index_topk: int = 0,
+    mode: Mode,
+    outputs: Iterable[Output] | None = None,
+) -> Expansion:
+    """Expands one request; the arguments are Client.expand's, and so are the arrays of the answer.
+
+    The answer's arrays are numpy's, the caller's own and writable; for lengths in torch's tensors on a CUDA device they
+    are tensors there, computed on the current stream, which this waits for twice. Arrays of others on a device:
+    fill_draft_extend_metadata. A ValueError names argument, index, value and limit of what is wrong, as a server would.
+    """
+    asked = asked_outputs(outputs)
+    if _is_cuda_tensor(extend_seq_lens):
+        return _expand_tensors(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked)
+    q, s = int32_array("extend_seq_lens", extend_seq_lens), int32_array("seq_lens", seq_lens)
+    total = int(q.sum(dtype=np.int64))
+    if total > _INT32_MAX:
+        raise ValueError(f"the sum of extend_seq_lens is {total}, want at most {_INT32_MAX}")
+    # A negative sum is refused below, by the length that is negative.
+    lengths = {name: _length(name, len(q), max(total, 0)) for name in asked}
+    arrays = {name: np.empty(length, np.int32) for name, length in lengths.items()}
+    _fill(q, s, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
+    return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
+
+
+def fill_draft_extend_metadata(
+    extend_seq_lens: Any,
+    seq_lens: Any,
+    nsa_index_topk: int,
+    seqlens_expanded: Any,
+    nsa_cache_seqlens: Any,
+    *,
+    mode: Mode,
+    kernel: Kernel = "binary",
+    token_to_batch_idx: Any = None,
+    positions: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    nsa_cu_seqlens_k: Any = None,
+    ks: Any = None,
+    ke: Any = None,
+    stream: Any = None,
+    synchronize: bool = True,
+) -> int | None:
+    """Writes an expansion into the caller's arrays; returns its number of tokens.
+
+    All arrays are contiguous, of int32 and of one dimension, in one place, with DLPack: torch, cupy, jax, numpy.
+
+    extend_seq_lens, seq_lens: [num_sequences], tokens.
+    nsa_index_topk: the bound in nsa_cache_seqlens; at least 1 where an output needs it.
+    seqlens_expanded, nsa_cache_seqlens, and the others by name: room for at least as many tokens as there are
+        (nsa_cu_seqlens_k one more; cu_seqlens_q, cu_seqlens_k: num_sequences + 1), or None where an output is not
+        asked. What is past the tokens is left as it was.
+    mode: has no default: engines differ in it; SGLang's draft_extend is "causal".
+    kernel: the device's; where the host computes it is not looked at.
+    stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: torch's
+        current one for its tensors, else the default stream. What the arrays' writers still do has to be before it in
+        the stream's order.
+    synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
+        that find no room are not written then, and nobody is told.
+
+    On a device lengths are not looked at from here: a negative one counts as 0, and values that pass int32 wrap. On the
+    host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
+    on a device once those that do are written. RuntimeError: a call of CUDA's failed.
+    """
+    out = _outputs(locals())
+    return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, kernel, stream, synchronize)
+
+
+def fill_draft_extend_metadata_adaptive(
+    extend_seq_lens: Any,
+    seq_lens: Any,
+    nsa_index_topk: int,
+    seqlens_expanded: Any,
+    nsa_cache_seqlens: Any,
+    *,
+    mode: Mode,
+    token_to_batch_idx: Any = None,
+    positions: Any = None,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    nsa_cu_seqlens_k: Any = None,
+    ks: Any = None,
+    ke: Any = None,
+    stream: Any = None,
+    synchronize: bool = True,
+) -> int | None:
+    """As fill_draft_extend_metadata, by the kernel that measured best for as many sequences and tokens as have room."""
+    out = _outputs(locals())
+    return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, None, stream, synchronize)
+
+
+@functools.cache
+def backend_of(device: int | None = None) -> tuple[Backend, str]:
+    """What computes for arrays of a CUDA device, or of the host's (None), and what is to be said of it.
+
+    RuntimeError where NSA_METADATA_BACKEND asks for what can't be done.
+    """
+    if device is None:
+        if _BACKEND == "cuda":
+            raise RuntimeError("NSA_METADATA_BACKEND is cuda, and the arrays are the host's")
+        return ("reference" if _BACKEND == "reference" else "cpu"), "the host's arrays"
+    if _BACKEND in ("cpu", "reference"):
+        return _BACKEND, "as the environment says"
+    unusable, tier, name = _local.look_at_device(device)
+    if not unusable:
+        return "cuda", f"{name}, {tier}"
+    if _BACKEND == "cuda":
+        raise RuntimeError(f"NSA_METADATA_BACKEND is cuda, and {name} can't run the kernels: {unusable}")
+    _log.warning("%s can't run the kernels: %s; its arrays are computed by the host, with copies", name, unusable)
+    return "cpu", f"{name} can't run the kernels: {unusable}"
+
+
+def _outputs(arguments: dict[str, Any]) -> dict[Output, Any]:
+    return {name: arguments[name] for name in OUTPUTS if arguments[name] is not None}
+
+
+def _length(output: str, num_sequences: int, total_tokens: int) -> int:
+    if output in _BY_SEQUENCE:
+        return num_sequences + 1
+    return total_tokens + 1 if output == "nsa_cu_seqlens_k" else total_tokens
+
+
+def _fill(
+    extend_seq_lens: Any,
+    seq_lens: Any,
+    nsa_index_topk: int,
+    mode: Mode,
+    out: dict[Output, Any],
+    kernel: Kernel | None,
+    stream: Any,
+    synchronize: bool,
+) -> int | None:
+    number = number_of("mode", mode, MODES)
+    top_k = operator.index(nsa_index_topk)
+    if top_k > _INT32_MAX:
+        raise ValueError(f"nsa_index_topk is {top_k}, want at most {_INT32_MAX}")
+    if top_k < 1:
+        if any(name in out for name in _NSA_OUTPUTS):
+            raise ValueError(f"nsa_index_topk is {top_k}, want at least 1")
+        top_k = 0
+    q, s = _view("extend_seq_lens", extend_seq_lens, False), _view("seq_lens", seq_lens, False)
+    if q.length != s.length:
+        raise ValueError(f"extend_seq_lens has {q.length} sequences, seq_lens {s.length}")
+    views = {name: _view(name, array, True) for name, array in out.items()}
+    place = q[2:]
+    for name, view in (("seq_lens", s), *views.items()):
+        if view[2:] != place:
+            raise ValueError(f"{name} is not where extend_seq_lens is")
+    capacity = _capacity(q.length, views)
+    addresses = [views[name].address if name in views else 0 for name in OUTPUTS]
+    job = (q.address, s.address, q.length, top_k, number, addresses, capacity)
+    if q.kind in _HOST_KINDS:
+        return _local.expand_on_host(*job, backend_of(None)[0])
+    if q.kind != _CUDA:
+        raise ValueError(f"the arrays are on a device of DLPack's kind {q.kind}, want the host or a CUDA device")
+    handle = _stream_handle(stream, extend_seq_lens, q.device)
+    backend = backend_of(q.device)[0]
+    if backend == "cuda":
+        total = _local.expand_on_device(*job, kernel, q.device, handle, synchronize)
+    else:
+        total = _local.expand_on_host_for_device(*job, backend, q.device, handle)
+    if total is not None and total > capacity:
+        raise ValueError(f"the sum of extend_seq_lens is {total}, want at most {capacity}, the outputs' room")
+    return total if synchronize else None
+
+
+def _capacity(num_sequences: int, views: dict[Output, _View]) -> int:
+    """How many tokens have room in all of them."""
+    capacity = _INT32_MAX
+    for name, view in views.items():
+        least = _length(name, num_sequences, 0)
+        if view.length < least:
+            raise ValueError(f"{name} has room for {view.length} values, want at least {least}")
+        if name not in _BY_SEQUENCE:
+            capacity = min(capacity, view.length - least)
+    return capacity
+
+
+def _view(name: str, array: Any, to_write: bool) -> _View:
+    if _is_tensor(array):
+        # Not by DLPack, which takes longer than all the rest, and makes streams wait for each other.
+        torch = sys.modules["torch"]
+        if array.dtype is not torch.int32 or array.dim() != 1 or not array.is_contiguous():
+            raise ValueError(f"{name} is no contiguous int32 array of one dimension")
+        device = array.device
+        if device.type == "cuda":
+            return _View(array.data_ptr(), array.numel(), _CUDA, device.index)
+        if device.type == "cpu":
+            return _View(array.data_ptr(), array.numel(), _HOST_KINDS[0], 0)
+        raise ValueError(f"{name} is on {device}, want the host or a CUDA device")
+    try:
+        found = _View(*(_local.view_to_write if to_write else _local.view_to_read)(array, name))
+    except TypeError as error:
+        want = "an array that can be written, with DLPack" if to_write else "an array with DLPack"
+        raise TypeError(f"{name} is a {type(array).__name__}, want {want}") from error
+    return found if found.kind == _CUDA else found._replace(kind=_HOST_KINDS[0], device=0)
+
+
+def _is_tensor(array: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
+
+
+def _is_cuda_tensor(array: Any) -> bool:
+    return _is_tensor(array) and bool(array.is_cuda)
+
+
+def _stream_handle(stream: Any, array: Any, device: int) -> int:
+    if stream is None:
+        if not _is_tensor(array):
+            return 0
+        stream = sys.modules["torch"].cuda.current_stream(device)
+    if isinstance(stream, int):
+        return stream
+    for attribute in ("cuda_stream", "ptr"):  # torch's, cupy's
+        if isinstance(handle := getattr(stream, attribute, None), int):
+            return handle
+    if hasattr(stream, "__cuda_stream__"):
+        return int(stream.__cuda_stream__()[1])
+    raise TypeError(f"stream is a {type(stream).__name__}, want a CUDA stream or its handle")
+
+
+def _expand_tensors(extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, mode: Mode, asked: tuple[Output, ...]) -> Expansion:
+    torch = sys.modules["torch"]
+    least = torch.stack((extend_seq_lens.min(), seq_lens.min())).tolist() if extend_seq_lens.numel() else (0, 0)
+    for name, value in zip(("extend_seq_lens", "seq_lens"), least, strict=True):
+        if value < 0:
+            raise ValueError(f"the least of {name} is {value}, want at least 0")
+    total = int(extend_seq_lens.sum())
+    arrays = {
+        name: torch.empty(_length(name, extend_seq_lens.numel(), total), dtype=torch.int32, device=extend_seq_lens.device)
+        for name in asked
+    }
+    _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
+    return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
