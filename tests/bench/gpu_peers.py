@@ -1,5 +1,6 @@
 """What one writes in PyTorch for the same arrays, on the same card: lengths on the device where that helps, results on the
-device, launch and synchronisation included. One JSON object a line, as gpu_step's."""
+device, launch and synchronisation included. Beside it nsa_metadata.local, where it is installed. One JSON object a line,
+as gpu_step's."""
 
 import json
 import random
@@ -10,6 +11,11 @@ import torch
 import triton
 import triton.language as tl
 from torch.utils.cpp_extension import load_inline
+
+try:
+    from nsa_metadata import local
+except ImportError:
+    local = None
 
 TOP_K = 2048
 MEAN = 16
@@ -102,6 +108,32 @@ def by_triton(_q, _s, q, s, total):
     return expanded, cache
 
 
+def by_local(_q, _s, q, s, total):
+    expanded, cache = (torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2))
+    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat")
+    return expanded, cache
+
+
+def by_local_launched(_q, _s, q, s, total):
+    expanded, cache = (torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2))
+    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat", synchronize=False)
+    return expanded, cache
+
+
+class InPlace:
+    """Into the same arrays again and again, as an engine does."""
+
+    def __init__(self):
+        self._arrays = {}
+
+    def __call__(self, _q, _s, q, s, total):
+        if total not in self._arrays:
+            self._arrays[total] = [torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2)]
+        expanded, cache = self._arrays[total]
+        local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat")
+        return expanded, cache
+
+
 def median_us(run, times):
     took = []
     for _ in range(times):
@@ -123,6 +155,10 @@ def main():
         "triton": by_triton,
         "founding_extension": lambda _q, _s, q, s, total: extension.expand(q, s, total, TOP_K),
     }
+    ours = {}
+    if local is not None:
+        ours = {"local": by_local, "local_in_place": InPlace(), "local_launched": by_local_launched}
+    every = {**peers, **ours}
     print(json.dumps({"section": "software", "torch": torch.__version__, "triton": triton.__version__}))
     for num_sequences in (1, 4, 16, 64, 256, 1024):
         rng = random.Random(num_sequences)
@@ -130,15 +166,18 @@ def main():
         s = [n + rng.randrange(8192) for n in q]
         arguments = (q, s, *(torch.tensor(x, dtype=torch.int32, device="cuda") for x in (q, s)), sum(q))
         want = [length for n, length in zip(q, s) for _ in range(n)]
-        for name, peer in peers.items():
+        for name, peer in every.items():
             expanded, cache = peer(*arguments)
             assert expanded.tolist() == want and cache.tolist() == [min(x, TOP_K) for x in want], name
-        rounds = {name: [] for name in peers}
+        rounds = {name: [] for name in every}
         for _ in range(ROUNDS):
-            for name, peer in peers.items():
+            for name, peer in every.items():
                 rounds[name].append(median_us(lambda: peer(*arguments), 5 if name == "plain" else 50))
         us = {name: statistics.median(values) for name, values in rounds.items()}
-        print(json.dumps({"section": "peers", "num_sequences": num_sequences, "mean": MEAN, "tokens": sum(q), "us": us}), flush=True)
+        for section, names in (("peers", peers), ("local", ours)):
+            if names:
+                of = {name: us[name] for name in names}
+                print(json.dumps({"section": section, "num_sequences": num_sequences, "mean": MEAN, "tokens": sum(q), "us": of}), flush=True)
 
 
 if __name__ == "__main__":

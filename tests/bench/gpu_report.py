@@ -126,6 +126,19 @@ def peers(found):
         table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us, *cells)
 
 
+def from_python(found):
+    if "local" not in found:
+        return
+    print("\n## From Python\n\n`nsa_metadata.local.fill_draft_extend_metadata_adaptive` on the same tensors, its outputs made anew as the peers'; how many times as long "
+          "the peers above take. Beside it: into arrays that are there, and with synchronize=False before the wait.\n")
+    limits = {"plain": 10, "triton": 2, "founding_extension": 1.5}
+    table = Table("sequences", "tokens", "local us", "in place us", "launched us", *limits)
+    for line, peer in zip(found["local"], found["peers"], strict=True):
+        us = line["us"]
+        cells = [bound(peer["us"][name] / us["local"], least, at_most=False) for name, least in limits.items()]
+        table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us["local"], us["local_in_place"], us["local_launched"], *cells)
+
+
 def fitted(lines, kernel_of):
     """A letter for each shape measured; the last one of a line stands for what was too large to be measured."""
     rows = {}
@@ -187,7 +200,7 @@ def main():
     flags = parser.parse_args()
     found = read(flags.measured)
     print(f"# The GPU step on an {found['card'][0]['name']}\n\nMedians; what a line compares was measured in turn.")
-    for part in (host_to_host, device_to_device, from_lengths, lanes, peers, plan):
+    for part in (host_to_host, device_to_device, from_lengths, lanes, peers, from_python, plan):
         part(found)
     if flags.plot:
         plot(found, flags.plot)

@@ -8,7 +8,7 @@ out=$2
 mkdir -p "$out"
 card=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader)
 "$1/bin/gpu_step" >"$out/gpu-step.json"
-python3 tests/bench/gpu_peers.py >"$out/gpu-peers.json"
+PYTHONPATH=$PWD/$1/python python3 tests/bench/gpu_peers.py >"$out/gpu-peers.json"
 python3 -c 'import matplotlib' 2>/dev/null && plot=(--plot "$out/gpu-step.png") || plot=()
 python3 tests/bench/gpu_report.py "$out/gpu-step.json" "$out/gpu-peers.json" "${plot[@]}" >"$out/gpu-step.md"
 printf 'GPU lanes, %s. ' "$card" >"$out/floor.md"

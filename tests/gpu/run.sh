@@ -72,6 +72,8 @@ for tool in memcheck racecheck initcheck synccheck; do
   stage "$tool-launchers" sanitize "$tool" cuda_test '*KnownAnswer*:*Capacity*:*Negative*'
   stage "$tool-backends" sanitize "$tool" kernels_test "$few"
 done
+# Of nothing but what is skipped pytest says 5.
+stage from-python env PYTHONPATH="$PWD/$installed/python" python3 -m pytest -q -p no:cacheprovider tests/local/test_local_cuda.py
 for trace in "$@"; do
   name=$(basename "$trace" .csv)
   stage "replay-$name" serve_and_replay "$trace"
