@@ -55,16 +55,37 @@ def test_the_extension_needs_nothing_but_the_languages_own_libraries(wheel, tmp_
     assert needed <= {"libstdc++", "libgcc_s", "libm", "libc", "ld-linux-x86-64"}
 
 
-def test_the_readmes_snippet_works_with_the_wheel_alone(python, tmp_path):
-    readme = (REPOSITORY / "README.md").read_text()
-    start = readme.index("    from nsa_metadata import Client")
-    snippet = re.match(r"(?:    .*\n)+", readme[start:])[0]
+def blocks(readme, language=r"python"):
+    return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / readme).read_text(), re.DOTALL)
+
+
+QUICK_STARTS = [block for block in blocks("client/README.md") if "nsa_metadata import" in block]
+
+
+@pytest.mark.parametrize("code", QUICK_STARTS, ids=["Client", "AsyncClient", "local"])
+def test_the_quick_starts_work_with_the_wheel_alone(python, tmp_path, code):
     with Server("--backend=cpu") as server:
-        program = "".join(line[4:] + "\n" for line in snippet.splitlines()).replace("127.0.0.1:50051", server.address)
-        lengths = "extend_seq_lens, seq_lens = [3, 2], [10, 4]\n"
         # Away from the checkout, whose package would be found first.
-        said = run(python, "-c", lengths + program + "print(expansion.seqlens_expanded.tolist())", cwd=tmp_path)
+        said = run(python, "-c", code.replace("127.0.0.1:50051", server.address), cwd=tmp_path)
+    assert said.splitlines()[0] == "[ 8  9 10  3  4]"
+    if "open_stream" in code:
+        assert said.splitlines()[1] == "[[2, 2, 2, 2, 2], [4, 4, 4, 3, 4], [8, 8, 8, 3, 4]]"
+    if "local" in code:
+        assert said.splitlines()[1] == "[ 8  9 10  3  4]"
+
+
+def test_the_readmes_snippet_works(python, tmp_path):
+    readme = (REPOSITORY / "README.md").read_text()
+    (snippet,) = re.findall(r"(?:^    .*\n)+", readme[readme.index("    from nsa_metadata import Client") :], re.MULTILINE)[:1]
+    code = "".join(line[4:] + "\n" for line in snippet.splitlines())
+    with Server("--backend=cpu") as server:
+        code = code.replace("127.0.0.1:50051", server.address)
+        said = run(python, "-c", code + "print(expansion.seqlens_expanded.tolist())", cwd=tmp_path)
     assert said.strip() == "[8, 9, 10, 3, 4]"
+
+
+def test_its_types_are_right(tmp_path):
+    run(sys.executable, "-m", "mypy", "--strict", "--cache-dir", tmp_path, PACKAGE / "nsa_metadata")
 
 
 def test_the_pieces_are_there(python, tmp_path):

@@ -164,13 +164,12 @@ def test_unknown_parameters_are_ignored(client):
     assert_right(result, "REPEAT")
 
 
-def test_the_readmes_snippet_works(server):
-    readme = (REPOSITORY / "README.md").read_text()
-    (snippet,) = re.findall(r"(?:^    .*\n)+", readme[readme.index("    import tritonclient.grpc"):], re.MULTILINE)[:1]
-    code = "\n".join(line[4:] for line in snippet.splitlines()).replace("127.0.0.1:50051", server.address)
-    names = {"np": np, "lengths": {"extend_seq_lens": EXTEND_SEQ_LENS, "seq_lens": SEQ_LENS, "nsa_index_topk": [TOP_K]}}
-    exec(code, names)
-    assert_right(names["result"], "CAUSAL")
+def test_the_quick_start_works(server):
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "client" / "README.md").read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "tritonclient" in block)
+    names = {}
+    exec(code.replace("127.0.0.1:50051", server.address), names)
+    assert names["result"].as_numpy("seqlens_expanded").tolist() == [8, 9, 10, 3, 4]
 
 
 def test_asyncio_callers_get_the_same(server):
