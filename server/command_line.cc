@@ -1,7 +1,9 @@
 #include "server/command_line.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -13,6 +15,8 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "server/version.h"
 
@@ -180,6 +184,27 @@ void SetFlagsFromEnvironment() {
   }
 }
 
+// The files that `argument`, of a command line or a flag file, has read.
+std::vector<std::string> FlagFilesOf(absl::string_view argument) {
+  if (!absl::ConsumePrefix(&argument, "--flagfile=") && !absl::ConsumePrefix(&argument, "-flagfile=")) return {};
+  return absl::StrSplit(argument, ',', absl::SkipEmpty());
+}
+
+// abseil reads a flag file that includes itself for ever. `including` are the files on the way to `file`.
+void RefuseCircles(const std::string& file, std::vector<std::string>& including) {
+  if (std::find(including.begin(), including.end(), file) != including.end()) {
+    fprintf(stderr, "--flagfile=%s includes itself\n", file.c_str());
+    exit(EXIT_FAILURE);
+  }
+  including.push_back(file);
+  std::ifstream lines(file);
+  for (std::string line; std::getline(lines, line);) {
+    for (const std::string& included : FlagFilesOf(absl::StripAsciiWhitespace(line)))
+      RefuseCircles(included, including);
+  }
+  including.pop_back();
+}
+
 }  // namespace
 
 namespace nsa::metadata::server {
@@ -191,6 +216,10 @@ Options OptionsFromCommandLine(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "command_line.cc"); };
   absl::SetFlagsUsageConfig(usage);
   SetFlagsFromEnvironment();
+  for (int i = 1; i < argc; ++i) {
+    std::vector<std::string> including;
+    for (const std::string& file : FlagFilesOf(argv[i])) RefuseCircles(file, including);
+  }
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {
     fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);

@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import wire
 from calls import TIMEOUT_S, channel, refused
-from programs import CLIENT, SERVER, Server, eventually, run, tool
+from programs import CLIENT, REPOSITORY, SERVER, Server, eventually, run, tool
 from reference import assert_right
 
 FREE_PORTS = ["--listen=127.0.0.1:0", "--health_listen=127.0.0.1:0", "--metrics_listen=127.0.0.1:0"]
@@ -166,6 +167,19 @@ def test_a_flag_file_is_read(stubs, tmp_path):
     flags.write_text("# Small.\n--max_tokens=7\n--reflection\n")
     with Server(f"--flagfile={flags}") as server:
         assert max_tokens(server, stubs) == 7
+
+
+def test_a_flag_file_that_includes_itself_is_named(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.write_text(f"--max_tokens=7\n --flagfile={second}\n")
+    second.write_text(f"--flagfile={first}\n")
+    done = run(SERVER, f"--flagfile={first}", "--version")
+    assert (done.returncode, done.stderr) == (1, f"--flagfile={first} includes itself\n")
+
+
+def test_spoilt_flag_files_are_read_or_refused():
+    done = run(sys.executable, REPOSITORY / "tests" / "fuzz" / "flag_file.py", "--files=200", timeout_s=120)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("flag", ["listen", "health_listen", "metrics_listen"])

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Fuzzes what reads strangers' bytes: tests/fuzz/run.sh [--minutes=10 | --hours=1] [target …], two targets at once; all but named ones.
+# Fuzzes what reads strangers' bytes: tests/fuzz/run.sh [--minutes=10 | --hours=1] [target …], two targets at once; all but named ones:
+# request, batch, trace, policy, dump, flag_file.
 # Then says how many lines of what they are aimed at the corpora reach. New inputs that reach more are left in tests/fuzz/corpus, to be
-# committed. Ends non-zero at a crash, whose input lies in build/fuzz. Needs what tests/run.sh installs.
+# committed. Ends non-zero at a crash, whose input lies in build/fuzz. Needs what tests/run.sh installs and builds.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seconds=600
@@ -13,7 +14,16 @@ for argument in "$@"; do
     *) targets+=("$argument") ;;
   esac
 done
-((${#targets[@]})) || targets=(request batch trace policy dump)
+((${#targets[@]})) || targets=(request batch trace policy dump flag_file)
+# The server's own, see flag_file.py.
+flag_file=false
+for i in "${!targets[@]}"; do
+  [[ ${targets[$i]} == flag_file ]] && flag_file=true && unset "targets[$i]"
+done
+if $flag_file; then
+  python3 tests/fuzz/flag_file.py --seconds="$seconds"
+fi
+((${#targets[@]})) || exit 0
 
 deploy/local/install.sh tests/fuzz/packages.txt
 programs=("${targets[@]/%/_fuzz}")
