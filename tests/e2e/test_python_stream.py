@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from nsa_metadata import Client, DeadlineExceeded, Error, Refused, Unreachable
+from nsa_metadata import AsyncClient, Client, DeadlineExceeded, Error, Refused, Unreachable
 from nsa_metadata.enums import REASONS
 from programs import Server, eventually
 from reference import OUTPUTS, expand
@@ -165,6 +165,45 @@ def test_futures_can_be_awaited(client):
             return await asyncio.gather(*(asyncio.wrap_future(stream.send([i], [50], nsa_index_topk=8, mode="causal")) for i in range(50)))
 
     assert [answer.total_tokens for answer in asyncio.run(go())] == list(range(50))
+
+
+def test_asyncios_stream_answers_what_it_is_sent(server):
+    async def go():
+        async with AsyncClient(server.address) as on, on.open_stream() as stream:
+            # More than find room at once.
+            answers = [stream.expand([i % 7], [50], nsa_index_topk=8, mode="causal", outputs=OUTPUTS) for i in range(500)]
+            return await asyncio.gather(*answers)
+
+    for i, answer in enumerate(asyncio.run(go())):
+        assert_right(answer, [i % 7], [50], outputs=OUTPUTS, top_k=8)
+
+
+def test_asyncios_stream_raises_what_a_future_would(server):
+    async def go(address):
+        async with AsyncClient(address) as on, on.open_stream() as stream:
+            with pytest.raises(Refused) as refused:
+                await stream.expand([3, -2], [10, 4], nsa_index_topk=8, mode="causal")
+            with pytest.raises(DeadlineExceeded):
+                await stream.expand(*LENGTHS, nsa_index_topk=8, mode="causal", timeout=-1)
+        return refused.value.reason
+
+    assert asyncio.run(go(server.address)) == "NEGATIVE_LENGTH"
+
+
+def test_cancelling_a_task_of_asyncios_stream_cancels_the_item():
+    async def go(waiting):
+        async with AsyncClient(waiting.address) as on, on.open_stream() as stream:
+            task = asyncio.create_task(stream.expand(*LENGTHS, nsa_index_topk=8, mode="causal"))
+            await asyncio.to_thread(
+                eventually, lambda: waiting.metrics().total("nsa_metadata_queue_requests") == 1, "it waits"
+            )
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    with Server("--batch_delay=2s") as waiting:
+        asyncio.run(go(waiting))
+        eventually(lambda: waiting.metrics().total("nsa_metadata_cancelled_total", stage="queue") == 1, "it is not computed")
 
 
 def test_a_closed_client_ends_its_streams_items():

@@ -12,7 +12,7 @@ Words: sequence b of num_sequences extends by extend_seq_lens[b] tokens and is s
 the sum of extend_seq_lens. nsa/metadata/v1/metadata.proto says what is refused.
 """
 
-from nsa_metadata.aio import AsyncClient
+from nsa_metadata.aio import AsyncClient, AsyncExpandStream
 from nsa_metadata.client import Client
 from nsa_metadata.enums import OUTPUTS, Mode, Output
 from nsa_metadata.errors import DeadlineExceeded, Error, Refused, Unreachable
@@ -23,6 +23,7 @@ from nsa_metadata.tls import tls_credentials
 __all__ = [
     "OUTPUTS",
     "AsyncClient",
+    "AsyncExpandStream",
     "Client",
     "DeadlineExceeded",
     "Error",

@@ -14,6 +14,7 @@ from nsa_metadata.enums import Mode, Output
 from nsa_metadata.errors import error_of, no_answer
 from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
+from nsa_metadata.stream import ExpandStream
 
 
 class AsyncClient:
@@ -45,6 +46,9 @@ class AsyncClient:
             if credentials is None
             else grpc.aio.secure_channel(target, credentials, options)
         )
+        self._max_attempts = max_attempts
+        self._target, self._options, self._credentials = target, options, credentials
+        self._streams: grpc.Channel | None = None
         # Bytes both ways.
         self._expand: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
 
@@ -75,11 +79,70 @@ class AsyncClient:
             raise no_answer() from None
         return decode(reply, asked)
 
+    def open_stream(self) -> "AsyncExpandStream":
+        """A stream of many requests, which has no limit of 4 MiB an answer; over a connection of the streams' own."""
+        if self._streams is None:
+            self._streams = (
+                grpc.insecure_channel(self._target, self._options)
+                if self._credentials is None
+                else grpc.secure_channel(self._target, self._credentials, self._options)
+            )
+        return AsyncExpandStream(ExpandStream(self._streams, self._timeout, self._max_attempts))
+
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled. Again: does nothing."""
         await self._channel.close()
+        if self._streams is not None:
+            await asyncio.to_thread(self._streams.close)
 
     async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncExpandStream:
+    """ExpandStream for asyncio: items over one call, and again over the next, in any order; see there.
+
+    async with client.open_stream() as stream:
+        answers = await asyncio.gather(*(stream.expand(q, s, mode="causal", nsa_index_topk=2048) for q, s in batches))
+    """
+
+    def __init__(self, stream: ExpandStream) -> None:
+        self._stream = stream
+
+    async def expand(
+        self,
+        extend_seq_lens: ArrayLike,
+        seq_lens: ArrayLike,
+        *,
+        nsa_index_topk: int = 0,
+        mode: Mode,
+        outputs: Iterable[Output] | None = None,
+        request_id: int | None = None,
+        include_timing: bool = False,
+        timeout: float | None = None,
+    ) -> Expansion:
+        """The arguments and errors are ExpandStream.send's. Cancelling the task asks the server to cancel the request."""
+        future, unsent = self._stream.begin(
+            extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, timeout
+        )
+        if unsent is not None:
+            try:
+                await asyncio.to_thread(self._stream.put, unsent)
+            except asyncio.CancelledError:
+                future.cancel()
+                raise
+        return await asyncio.wrap_future(future)
+
+    async def close(self, timeout: float | None = None) -> None:
+        """As ExpandStream.close, without blocking the loop."""
+        await asyncio.to_thread(self._stream.close, timeout)
+
+    async def __aenter__(self) -> "AsyncExpandStream":
         return self
 
     async def __aexit__(

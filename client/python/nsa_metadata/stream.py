@@ -1,5 +1,6 @@
 """Many requests over one call."""
 
+import contextlib
 import queue
 import random
 import threading
@@ -7,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -52,6 +53,14 @@ class _Item:
             timeout = integer_field(1, sign * seconds) + integer_field(2, sign * rest)
             timeout = bytes_head(3, len(timeout)) + timeout
         return bytes_head(1, len(self.request)) + self.request + timeout
+
+
+class Unsent(NamedTuple):
+    """A message that finds no room in its call's queue."""
+
+    waiting: _Queue
+    message: bytes
+    item: _Item
 
 
 class ExpandStream:
@@ -100,6 +109,25 @@ class ExpandStream:
         Blocks while 64 messages wait to be written, which they do while the server reads no further, for `timeout` at
         most. ValueError for what expand has it for, a request_id that is in flight, and after close().
         """
+        future, unsent = self.begin(
+            extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, timeout
+        )
+        if unsent is not None:
+            self.put(unsent)
+        return future
+
+    def begin(
+        self,
+        extend_seq_lens: ArrayLike,
+        seq_lens: ArrayLike,
+        nsa_index_topk: int,
+        mode: Mode,
+        outputs: Iterable[Output] | None,
+        request_id: int | None,
+        include_timing: bool,
+        timeout: float | None,
+    ) -> tuple[Future[Expansion], Unsent | None]:
+        """send, but that it does not block: where too many messages wait, what is still to be `put`."""
         asked = asked_outputs(outputs)
         seconds = self._timeout if timeout is None else timeout
         deadline = None if seconds is None else time.monotonic() + seconds
@@ -123,16 +151,36 @@ class ExpandStream:
             future.add_done_callback(lambda _: DEADLINES.remove(due))
         future.add_done_callback(lambda done: self.cancel(request_id) if done.cancelled() else None)
         # Without a call, or when it ends meanwhile, the next one begins with what is unanswered.
-        if waiting is not None:
-            self._put(waiting, item.message(), item)
-        return future
+        if waiting is None:
+            return future, None
+        message = item.message()
+        try:
+            waiting.put_nowait(message)
+            return future, None
+        except queue.Full:
+            return future, Unsent(waiting, message, item)
+
+    def put(self, unsent: Unsent) -> None:
+        """Blocks until it is no longer to be sent, or can be."""
+        while not unsent.item.expired:
+            try:
+                unsent.waiting.put(unsent.message, timeout=_LOOK_S)
+                return
+            except queue.Full:
+                with self._lock:
+                    if self._queue is not unsent.waiting:
+                        return  # its call has ended
 
     def cancel(self, request_id: int) -> None:
-        """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED."""
+        """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED.
+
+        Does not block, and asks nothing where 64 messages wait before it.
+        """
         with self._lock:
             waiting = self._queue if request_id in self._items else None
         if waiting is not None:
-            self._put(waiting, integer_field(2, request_id))
+            with contextlib.suppress(queue.Full):
+                waiting.put_nowait(integer_field(2, request_id))
 
     def close(self, timeout: float | None = None) -> None:
         """Takes no more requests, and blocks until all are answered.
@@ -145,7 +193,7 @@ class ExpandStream:
             self._changed.notify_all()
             for_nobody = self._is_for_nobody()
         if waiting is not None and not for_nobody:
-            self._put(waiting, None)
+            self._put_end(waiting)
         if threading.current_thread() is self._thread:
             return
         if not for_nobody:
@@ -159,6 +207,16 @@ class ExpandStream:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _put_end(self, waiting: _Queue) -> None:
+        while True:
+            try:
+                waiting.put(None, timeout=_LOOK_S)
+                return
+            except queue.Full:
+                with self._lock:
+                    if self._queue is not waiting or self._is_for_nobody():
+                        return
 
     def _expire(self, request_id: int, item: _Item) -> None:
         with self._lock:
@@ -181,16 +239,6 @@ class ExpandStream:
             self._changed.notify_all()
         if call is not None:
             call.cancel()
-
-    def _put(self, waiting: _Queue, message: bytes | None, item: _Item | None = None) -> None:
-        while item is None or not item.expired:
-            try:
-                waiting.put(message, timeout=_LOOK_S)
-                return
-            except queue.Full:
-                with self._lock:
-                    if self._queue is not waiting:
-                        return  # its call has ended
 
     def _run(self) -> None:
         failures_in_a_row = 0
