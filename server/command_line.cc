@@ -190,17 +190,21 @@ std::vector<std::string> FlagFilesOf(absl::string_view argument) {
   return absl::StrSplit(argument, ',', absl::SkipEmpty());
 }
 
-// abseil reads a flag file that includes itself for ever. `including` are the files on the way to `file`.
-void RefuseCircles(const std::string& file, std::vector<std::string>& including) {
-  if (std::find(including.begin(), including.end(), file) != including.end()) {
-    fprintf(stderr, "--flagfile=%s includes itself\n", file.c_str());
-    exit(EXIT_FAILURE);
-  }
+void Refuse(const std::string& file, const char* why) {
+  fprintf(stderr, "--flagfile=%s %s\n", file.c_str(), why);
+  exit(EXIT_FAILURE);
+}
+
+// What abseil does not refuse by itself: it reads a file that includes itself for ever, and aborts at a line of dashes
+// alone. `including` are the files on the way to `file`.
+void CheckFlagFile(const std::string& file, std::vector<std::string>& including) {
+  if (std::find(including.begin(), including.end(), file) != including.end()) Refuse(file, "includes itself");
   including.push_back(file);
   std::ifstream lines(file);
-  for (std::string line; std::getline(lines, line);) {
-    for (const std::string& included : FlagFilesOf(absl::StripAsciiWhitespace(line)))
-      RefuseCircles(included, including);
+  for (std::string text; std::getline(lines, text);) {
+    const absl::string_view line = absl::StripAsciiWhitespace(text);
+    if (line == "-" || line == "--") Refuse(file, "has a line without a flag's name");
+    for (const std::string& included : FlagFilesOf(line)) CheckFlagFile(included, including);
   }
   including.pop_back();
 }
@@ -218,7 +222,7 @@ Options OptionsFromCommandLine(int argc, char** argv) {
   SetFlagsFromEnvironment();
   for (int i = 1; i < argc; ++i) {
     std::vector<std::string> including;
-    for (const std::string& file : FlagFilesOf(argv[i])) RefuseCircles(file, including);
+    for (const std::string& file : FlagFilesOf(argv[i])) CheckFlagFile(file, including);
   }
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {

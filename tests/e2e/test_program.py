@@ -177,6 +177,13 @@ def test_a_flag_file_that_includes_itself_is_named(tmp_path):
     assert (done.returncode, done.stderr) == (1, f"--flagfile={first} includes itself\n")
 
 
+def test_a_flag_file_with_a_line_of_dashes_is_refused(tmp_path):
+    flags = tmp_path / "flags"
+    flags.write_text("--max_tokens=7\n --\n")
+    done = run(SERVER, f"--flagfile={flags}", "--version")
+    assert (done.returncode, done.stderr) == (1, f"--flagfile={flags} has a line without a flag's name\n")
+
+
 def test_spoilt_flag_files_are_read_or_refused():
     done = run(sys.executable, REPOSITORY / "tests" / "fuzz" / "flag_file.py", "--files=200", timeout_s=120)
     assert done.returncode == 0, done.stdout + done.stderr
