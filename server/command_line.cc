@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -184,29 +186,49 @@ void SetFlagsFromEnvironment() {
   }
 }
 
-// The files that `argument`, of a command line or a flag file, has read.
-std::vector<std::string> FlagFilesOf(absl::string_view argument) {
-  if (!absl::ConsumePrefix(&argument, "--flagfile=") && !absl::ConsumePrefix(&argument, "-flagfile=")) return {};
-  return absl::StrSplit(argument, ',', absl::SkipEmpty());
-}
-
 void Refuse(const std::string& file, const char* why) {
   fprintf(stderr, "--flagfile=%s %s\n", file.c_str(), why);
   exit(EXIT_FAILURE);
 }
 
-// What abseil does not refuse by itself: it reads a file that includes itself for ever, and aborts at a line of dashes
-// alone. `including` are the files on the way to `file`.
+// What abseil does not refuse by itself: it reads a file that includes itself for ever, and aborts at a flag without a
+// name. `including` are the files on the way to `file`.
 void CheckFlagFile(const std::string& file, std::vector<std::string>& including) {
   if (std::find(including.begin(), including.end(), file) != including.end()) Refuse(file, "includes itself");
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(file, error)) return;  // what a pipe holds can be read once only
   including.push_back(file);
   std::ifstream lines(file);
   for (std::string text; std::getline(lines, text);) {
-    const absl::string_view line = absl::StripAsciiWhitespace(text);
-    if (line == "-" || line == "--") Refuse(file, "has a line without a flag's name");
-    for (const std::string& included : FlagFilesOf(line)) CheckFlagFile(included, including);
+    absl::string_view line = absl::StripAsciiWhitespace(text);
+    if (!absl::ConsumePrefix(&line, "-")) continue;
+    absl::ConsumePrefix(&line, "-");
+    if (line.empty() || line[0] == '=') Refuse(file, "has a line without a flag's name");
+    if (!absl::ConsumePrefix(&line, "flagfile=")) continue;
+    for (const absl::string_view included : absl::StrSplit(line, ',')) CheckFlagFile(std::string(included), including);
   }
   including.pop_back();
+}
+
+// Of the command line's --flagfile, and of NSA_METADATA_FLAGFILE.
+void CheckFlagFiles(int argc, char** argv) {
+  std::vector<absl::string_view> lists;
+  if (const char* files = getenv("NSA_METADATA_FLAGFILE")) lists.emplace_back(files);
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view argument = argv[i];
+    if (!absl::ConsumePrefix(&argument, "--flagfile") && !absl::ConsumePrefix(&argument, "-flagfile")) continue;
+    if (absl::ConsumePrefix(&argument, "=")) {
+      lists.push_back(argument);
+    } else if (argument.empty() && i + 1 < argc) {
+      lists.emplace_back(argv[i + 1]);
+    }
+  }
+  for (const absl::string_view list : lists) {
+    for (const absl::string_view file : absl::StrSplit(list, ',')) {
+      std::vector<std::string> including;
+      CheckFlagFile(std::string(file), including);
+    }
+  }
 }
 
 }  // namespace
@@ -220,10 +242,7 @@ Options OptionsFromCommandLine(int argc, char** argv) {
   usage.contains_help_flags = [](absl::string_view file) { return absl::EndsWith(file, "command_line.cc"); };
   absl::SetFlagsUsageConfig(usage);
   SetFlagsFromEnvironment();
-  for (int i = 1; i < argc; ++i) {
-    std::vector<std::string> including;
-    for (const std::string& file : FlagFilesOf(argv[i])) CheckFlagFile(file, including);
-  }
+  CheckFlagFiles(argc, argv);
   const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
   if (rest.size() > 1) {
     fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);

@@ -51,6 +51,17 @@ kernels::OutputSet AskedOutputs(const kernels::OutputPointers& out) {
 
 }  // namespace
 
+void ExpandUnchecked(const Job& job, int64_t total_tokens, HostBackend backend) {
+  const kernels::PackedRequest request = {.spec = job.spec,
+                                          .first_sequence = 0,
+                                          .num_sequences = job.num_sequences,
+                                          .first_token = 0,
+                                          .total_tokens = total_tokens,
+                                          .out = job.out};
+  const auto expand = backend == HostBackend::kCpu ? &kernels::ExpandRequestOnCpu : &kernels::ExpandRequestByReference;
+  expand(request, job.extend_seq_lens, job.seq_lens);
+}
+
 int64_t ExpandOnHost(const Job& job, HostBackend backend) {
   const std::span q(job.extend_seq_lens, static_cast<size_t>(job.num_sequences));
   const std::span s(job.seq_lens, static_cast<size_t>(job.num_sequences));
@@ -67,14 +78,7 @@ int64_t ExpandOnHost(const Job& job, HostBackend backend) {
     throw std::invalid_argument(Wrong(std::string("the largest value of ") + kernels::OutputName(output), largest,
                                       "at most " + std::to_string(kInt32Max)));
   });
-  const kernels::PackedRequest request = {.spec = job.spec,
-                                          .first_sequence = 0,
-                                          .num_sequences = job.num_sequences,
-                                          .first_token = 0,
-                                          .total_tokens = total_tokens,
-                                          .out = job.out};
-  const auto expand = backend == HostBackend::kCpu ? &kernels::ExpandRequestOnCpu : &kernels::ExpandRequestByReference;
-  expand(request, job.extend_seq_lens, job.seq_lens);
+  ExpandUnchecked(job, total_tokens, backend);
   return total_tokens;
 }
 

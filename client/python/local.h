@@ -28,6 +28,10 @@ enum class HostBackend : uint8_t { kCpu, kReference };
 // sum of extend_seq_lens.
 int64_t ExpandOnHost(const Job& job, HostBackend backend);
 
+// The same of lengths that were looked at, none of them negative, whose sum is `total_tokens`; there is room for all.
+// Values past int32 wrap.
+void ExpandUnchecked(const Job& job, int64_t total_tokens, HostBackend backend);
+
 // How a device is served.
 struct Device {
   // Why the kernels can't run there; empty if they can.
@@ -49,7 +53,8 @@ Device LookAtDevice(int device);
 std::optional<int64_t> ExpandOnDevice(const Job& job, std::optional<kernels::Kernel> kernel, int device,
                                       uintptr_t stream, bool wait);
 
-// The same of the device's arrays by the host's code: copies there and back. Waits for it.
+// The same of the device's arrays by the host's code: copies there and back. Waits for it. std::invalid_argument for a
+// sum over 2^29.
 int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, uintptr_t stream);
 
 }  // namespace nsa::metadata::local

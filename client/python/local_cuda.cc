@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <vector>
 
 #include "client/python/local.h"
 #include "kernels/cuda/draft_extend_metadata.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/measure.h"
 
 namespace nsa::metadata::local {
 namespace {
@@ -25,31 +27,67 @@ void Check(cudaError_t error, const char* call) {
 }
 #define CHECK_CUDA(call) Check((call), #call)
 
+// Whether the thread has a context of the driver's: a device that was never used here must not get one by being
+// restored.
+bool HasContext() {
+  using GetCurrent = int (*)(void**);
+  static const GetCurrent get_current = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+    cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &function, 12000, cudaEnableDefault, &found);
+#else
+    cudaGetDriverEntryPoint("cuCtxGetCurrent", &function, cudaEnableDefault, &found);
+#endif
+    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<GetCurrent>(function) : nullptr;
+  }();
+  void* context = nullptr;
+  return get_current != nullptr && get_current(&context) == 0 && context != nullptr;
+}
+
 // The thread's device, for as long as it lives; other code in this process has its own idea of it.
 class OnDevice {
  public:
   explicit OnDevice(int device) {
     CHECK_CUDA(cudaGetDevice(&before_));
     if (before_ == device) return;
+    restore_ = HasContext();
     CHECK_CUDA(cudaSetDevice(device));
-    changed_ = true;
   }
   ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
+    if (restore_) cudaSetDevice(before_);
   }
   OnDevice(const OnDevice&) = delete;
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
   int before_ = 0;
-  bool changed_ = false;
+  bool restore_ = false;
+};
+
+// Allocates and frees while another thread captures a graph, which else forbids it to all threads.
+class BesideCaptures {
+ public:
+  BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCaptures(const BesideCaptures&) = delete;
+  BesideCaptures& operator=(const BesideCaptures&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
 struct FreeDevice {
-  void operator()(void* memory) const { cudaFree(memory); }
+  void operator()(void* memory) const {
+    const BesideCaptures beside;
+    cudaFree(memory);
+  }
 };
 struct FreePinned {
-  void operator()(void* memory) const { cudaFreeHost(memory); }
+  void operator()(void* memory) const {
+    const BesideCaptures beside;
+    cudaFreeHost(memory);
+  }
 };
 
 // What a thread's expansions on one device need. Each is over before the next begins.
@@ -58,6 +96,7 @@ class Workspace {
   // Of at least `bytes`. Where that is no more than the sum, the host's memory: the kernel writes it there itself.
   void* Get(size_t bytes) {
     if (total_ == nullptr) {
+      const BesideCaptures beside;
       void* pinned = nullptr;
       CHECK_CUDA(cudaHostAlloc(&pinned, sizeof(int64_t), cudaHostAllocMapped));
       total_.reset(pinned);
@@ -65,6 +104,7 @@ class Workspace {
     }
     if (bytes <= sizeof(int64_t)) return mapped_;
     if (bytes > scratch_bytes_) {
+      const BesideCaptures beside;
       scratch_.reset();
       scratch_bytes_ = 0;
       void* memory = nullptr;
@@ -98,6 +138,39 @@ Workspace& WorkspaceOf(int device) {
   return *mine;
 }
 
+// Where expansions that nobody waits for leave their sum: one place a device, which nobody reads.
+void* UnreadSumOf(int device) {
+  static std::mutex mutex;
+  static std::vector<void*>& all = *new std::vector<void*>;
+  const std::lock_guard lock(mutex);
+  if (all.size() <= static_cast<size_t>(device)) all.resize(static_cast<size_t>(device) + 1);
+  void*& mine = all[static_cast<size_t>(device)];
+  if (mine == nullptr) {
+    const BesideCaptures beside;
+    CHECK_CUDA(cudaMalloc(&mine, sizeof(int64_t)));
+  }
+  return mine;
+}
+
+// Their scratch memory: a pool a device, which keeps what it has between one expansion and the next.
+cudaMemPool_t PoolOf(int device) {
+  static std::mutex mutex;
+  static std::vector<cudaMemPool_t>& all = *new std::vector<cudaMemPool_t>;
+  const std::lock_guard lock(mutex);
+  if (all.size() <= static_cast<size_t>(device)) all.resize(static_cast<size_t>(device) + 1);
+  cudaMemPool_t& mine = all[static_cast<size_t>(device)];
+  if (mine == nullptr) {
+    const BesideCaptures beside;
+    cudaMemPoolProps properties = {};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location = {cudaMemLocationTypeDevice, device};
+    CHECK_CUDA(cudaMemPoolCreate(&mine, &properties));
+    uint64_t all_of_it = UINT64_MAX;
+    CHECK_CUDA(cudaMemPoolSetAttribute(mine, cudaMemPoolAttrReleaseThreshold, &all_of_it));
+  }
+  return mine;
+}
+
 DraftExtendMetadata MetadataOf(const Job& job) {
   DraftExtendMetadata metadata;
   metadata.extend_seq_lens = job.extend_seq_lens;
@@ -114,6 +187,13 @@ void CheckCount(int64_t num_sequences) {
   if (num_sequences <= kMost) return;
   throw std::invalid_argument("the lengths of " + std::to_string(num_sequences) + " sequences, want at most " +
                               std::to_string(kMost));
+}
+
+void CheckNotCapturing(cudaStream_t stream, const char* want) {
+  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
+  CHECK_CUDA(cudaStreamIsCapturing(stream, &capturing));
+  if (capturing == cudaStreamCaptureStatusNone) return;
+  throw std::runtime_error(std::string("the stream is being captured, where nothing can be waited for: ") + want);
 }
 
 }  // namespace
@@ -144,19 +224,20 @@ std::optional<int64_t> ExpandOnDevice(const Job& job, std::optional<kernels::Ker
   DraftExtendMetadata metadata = MetadataOf(job);
   const kernels::Kernel chosen = kernel.has_value() ? *kernel : kernels::cuda::ChooseKernel(metadata);
   const size_t bytes = kernels::cuda::DraftExtendWorkspaceBytes(job.num_sequences);
+  if (!wait && bytes <= sizeof(int64_t)) {
+    metadata.workspace = UnreadSumOf(device);
+    CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream));
+    return std::nullopt;
+  }
   if (!wait) {
     // Memory in the stream's own order: it is there until the kernels are over, in a graph too.
-    CHECK_CUDA(cudaMallocAsync(&metadata.workspace, bytes, stream));
+    CHECK_CUDA(cudaMallocFromPoolAsync(&metadata.workspace, bytes, PoolOf(device), stream));
     const cudaError_t launched = kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream);
     CHECK_CUDA(cudaFreeAsync(metadata.workspace, stream));
     Check(launched, "LaunchDraftExtendMetadata");
     return std::nullopt;
   }
-  cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
-  CHECK_CUDA(cudaStreamIsCapturing(stream, &capturing));
-  if (capturing != cudaStreamCaptureStatusNone) {
-    throw std::runtime_error("the stream is being captured, where nothing can be waited for: want synchronize=False");
-  }
+  CheckNotCapturing(stream, "want synchronize=False");
   Workspace& workspace = WorkspaceOf(device);
   metadata.workspace = workspace.Get(bytes);
   CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream));
@@ -164,8 +245,10 @@ std::optional<int64_t> ExpandOnDevice(const Job& job, std::optional<kernels::Ker
 }
 
 int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, uintptr_t stream_handle) {
+  CheckCount(job.num_sequences);
   const OnDevice on(device);
   auto* const stream = reinterpret_cast<cudaStream_t>(stream_handle);
+  CheckNotCapturing(stream, "the device's own kernels");
   std::vector<int32_t> q(static_cast<size_t>(job.num_sequences));
   std::vector<int32_t> s(static_cast<size_t>(job.num_sequences));
   CHECK_CUDA(
@@ -175,19 +258,21 @@ int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, u
   // As on the device.
   for (int32_t& length : q) length = std::max(length, 0);
   for (int32_t& length : s) length = std::max(length, 0);
-  int64_t total_tokens = 0;
-  for (int32_t length : q) total_tokens += length;
+  const int64_t total_tokens = kernels::Sum(q);
+  if (total_tokens > kMost) {
+    throw std::invalid_argument("the sum of extend_seq_lens is " + std::to_string(total_tokens) + ", want at most " +
+                                std::to_string(kMost));
+  }
   Job on_host = job;
   on_host.extend_seq_lens = q.data();
   on_host.seq_lens = s.data();
-  on_host.capacity = total_tokens;
   std::vector<std::vector<int32_t>> values(kernels::kNumOutputs);
   job.spec.outputs.ForEach([&](Output output) {
     const auto index = static_cast<size_t>(output);
     values[index].resize(static_cast<size_t>(kernels::OutputLength(output, job.num_sequences, total_tokens)));
     on_host.out[index] = values[index].data();
   });
-  ExpandOnHost(on_host, backend);
+  ExpandUnchecked(on_host, total_tokens, backend);
   job.spec.outputs.ForEach([&](Output output) {
     const auto index = static_cast<size_t>(output);
     const int64_t room = kernels::OutputLength(output, job.num_sequences, std::min(total_tokens, job.capacity));

@@ -169,19 +169,28 @@ def test_a_flag_file_is_read(stubs, tmp_path):
         assert max_tokens(server, stubs) == 7
 
 
-def test_a_flag_file_that_includes_itself_is_named(tmp_path):
+@pytest.mark.parametrize("said", [["--flagfile={}"], ["-flagfile={}"], ["--flagfile", "{}"], []], ids=["=", "-", "apart", "environment"])
+def test_a_flag_file_that_includes_itself_is_named(tmp_path, said):
     first, second = tmp_path / "first", tmp_path / "second"
-    first.write_text(f"--max_tokens=7\n --flagfile={second}\n")
+    first.write_text(f"--max_tokens=7\n -flagfile={second}\n")
     second.write_text(f"--flagfile={first}\n")
-    done = run(SERVER, f"--flagfile={first}", "--version")
+    environment = {} if said else {"NSA_METADATA_FLAGFILE": str(first)}
+    done = run(SERVER, *(word.format(first) for word in said), "--version", env=environment)
     assert (done.returncode, done.stderr) == (1, f"--flagfile={first} includes itself\n")
 
 
-def test_a_flag_file_with_a_line_of_dashes_is_refused(tmp_path):
+@pytest.mark.parametrize("line", ["-", " --", "--=7", "-="])
+def test_a_flag_file_with_a_flag_without_a_name_is_refused(tmp_path, line):
     flags = tmp_path / "flags"
-    flags.write_text("--max_tokens=7\n --\n")
+    flags.write_text(f"--max_tokens=7\n{line}\n")
     done = run(SERVER, f"--flagfile={flags}", "--version")
     assert (done.returncode, done.stderr) == (1, f"--flagfile={flags} has a line without a flag's name\n")
+
+
+def test_flags_may_come_from_a_pipe():
+    done = run("bash", "-c", f"{SERVER} --flagfile=<(echo --max_tokens=7x) --version")
+    assert done.returncode == 1
+    assert "max_tokens" in done.stderr
 
 
 def test_spoilt_flag_files_are_read_or_refused():

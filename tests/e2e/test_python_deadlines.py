@@ -5,11 +5,13 @@ import contextlib
 import socket
 import threading
 import time
+import weakref
 
 import numpy as np
 import pytest
 
 import wire
+from programs import eventually
 
 from nsa_metadata import AsyncClient, Client, DeadlineExceeded
 from nsa_metadata.deadlines import GRACE_S, Deadlines
@@ -59,8 +61,10 @@ def by_a_future(client):
 
 def by_a_stream(client):
     with client.open_stream() as stream:
-        sent = [stream.send(**LARGE, timeout=TIMEOUT_S) for _ in range(3)]
+        sent = [stream.send(**LARGE, timeout=TIMEOUT_S) for _ in range(5)]
         assert all(isinstance(future.exception(), DeadlineExceeded) for future in sent)
+        # gRPC has one, and the next in its hands; the others the server can't know of.
+        assert len(stream._items) <= 2
         sent[0].result()
 
 
@@ -94,6 +98,29 @@ def test_a_peer_that_takes_nothing_costs_a_task_no_more_than_the_timeout():
     asyncio.run(call())
 
 
+def test_closing_a_stream_takes_no_longer_than_it_is_told_though_senders_wait_for_room():
+    lengths = np.ones(1 << 15, np.int32)
+    refused = []
+
+    def send():
+        with pytest.raises(ValueError, match="the stream is closed"):
+            while True:
+                stream.send(lengths, lengths, mode="causal", nsa_index_topk=1, timeout=60)
+        refused.append(True)
+
+    with contextlib.ExitStack() as first_closed_last:
+        with deaf_server() as address:
+            stream = first_closed_last.enter_context(Client(address)).open_stream()
+            thread = threading.Thread(target=send)
+            thread.start()
+            eventually(lambda: stream._waiting_for_room, "it waits for room")
+            begin = time.monotonic()
+            stream.close(timeout=0.2)
+            assert time.monotonic() - begin < GIVEN_UP_S / 2
+            thread.join()
+    assert refused
+
+
 def test_what_is_late_runs_in_the_order_of_its_deadlines_and_what_is_removed_does_not():
     deadlines, ran, done = Deadlines(), [], threading.Event()
     now = time.monotonic()
@@ -113,6 +140,30 @@ def test_what_is_removed_takes_no_memory_for_long():
         deadlines.remove(deadlines.add(never, lambda: None))
     assert len(deadlines._heap) < 3_000
     assert kept in deadlines._heap
+
+
+def test_what_is_removed_or_has_run_is_let_go_of():
+    class Held:
+        pass
+
+    deadlines, ran = Deadlines(), threading.Event()
+    held, also_held = Held(), Held()
+    deadlines.remove(deadlines.add(time.monotonic() + 3600, lambda held=held: None))
+    deadlines.add(time.monotonic(), lambda held=also_held: ran.set())
+    assert ran.wait(20)
+    references = [weakref.ref(held), weakref.ref(also_held)]
+    del held, also_held
+    eventually(lambda: all(reference() is None for reference in references), "nothing holds them")
+
+
+def test_a_deadline_may_be_never():
+    deadlines, ran = Deadlines(), threading.Event()
+    deadlines.add(float("inf"), lambda: None)
+    deadlines.add(time.monotonic(), ran.set)
+    assert ran.wait(20)
+    later = threading.Event()
+    deadlines.add(time.monotonic() + 0.01, later.set)
+    assert later.wait(20), "the thread has ended"
 
 
 def test_it_waits_a_while_for_grpcs_own_end():

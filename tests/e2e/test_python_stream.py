@@ -159,6 +159,15 @@ def test_many_threads_may_send_over_one(client):
     assert len(outcomes) == 400
 
 
+def test_closing_comes_after_what_was_sent_before():
+    # One item at a time finds room in the server.
+    with Server("--backend=cpu", "--max_stream_inflight=1") as narrow, Client(narrow.address) as on:
+        stream = on.open_stream()
+        futures = [stream.send([i % 7], [50], nsa_index_topk=8, mode="causal") for i in range(500)]
+        stream.close()
+        assert [future.result(0).total_tokens for future in futures] == [i % 7 for i in range(500)]
+
+
 def test_futures_can_be_awaited(client):
     async def go():
         with client.open_stream() as stream:

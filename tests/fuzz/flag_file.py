@@ -36,7 +36,7 @@ def made(random, names):
     lines = []
     for _ in range(random.randint(0, 5)):
         value, name = random.choice(VALUES), random.choice(names)
-        lines.append(random.choice([f"--{name}={value}", f"-{name}={value}", f"--{name}", f"--no{name}", f"# {value}", value, f"  --{name} = {value}", ""]))
+        lines.append(random.choice([f"--{name}={value}", f"-{name}={value}", f"--{name}", f"--no{name}", f"# {value}", value, f"  --{name} = {value}", f"--={value}", "-=", "--", ""]))
     text = random.choice(["\n", "\r\n", "\n\n"]).join(lines).encode("utf-8", "surrogateescape")
     for _ in range(random.choice([0, 0, 0, 1, 5, 50])):
         at = random.randrange(len(text) + 1)

@@ -13,7 +13,7 @@ cmake -S . -B build/ptx -G Ninja -DCMAKE_BUILD_TYPE=Release -DNSA_METADATA_CUDA=
 cmake --build build/ptx --target kernels_test cuda_test -- --quiet
 # The Python package with its extension, for the Python that is there.
 rm -rf "$1/python"
-"${NSA_METADATA_GPU_PYTHON:-python3.12}" -m pip wheel --quiet --no-deps --wheel-dir "$1/wheel" client/python
+"${NSA_METADATA_GPU_PYTHON:-python3.12}" -m pip wheel --quiet --no-deps --config-settings=cmake.define.NSA_METADATA_CUDA=ON --wheel-dir "$1/wheel" client/python
 python3 -m zipfile -e "$1"/wheel/*.whl "$1/python"
 rm -r "$1/wheel"
 "${NSA_METADATA_GPU_PYTHON:-python3.12}" -m pip install --quiet --target "$1/python" --requirement tests/gpu/requirements.txt

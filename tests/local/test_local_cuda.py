@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -175,12 +176,61 @@ def test_any_array_with_dlpack_is_taken():
     ],
 )
 def test_the_environment_says_what_computes(environment, backend):
+    # Of torch's nothing but copies: not all of its own kernels are there as PTX.
     code = (
-        "import torch; from nsa_metadata import local; q, s = (torch.tensor(x, dtype=torch.int32, device='cuda') for x in ([3, 2], [10, 4]))\n"
-        "print(local.backend_of(0)[0], local.expand(q, s, nsa_index_topk=9, mode='causal').nsa_cache_seqlens.tolist())"
+        "import torch; from nsa_metadata import local\n"
+        "q, s, out = (torch.tensor(x, dtype=torch.int32).cuda() for x in ([3, 2], [10, 4], [0] * 5))\n"
+        "total = local.fill_draft_extend_metadata_adaptive(q, s, 9, None, out, mode='causal')\n"
+        "print(*local.backend_of(0), total, out.cpu().tolist(), sep='; ')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, timeout=120)
-    assert done.stdout == f"{backend} [8, 9, 9, 3, 4]\n", done.stderr
+    assert done.returncode == 0, done.stderr
+    said, why, total, values = done.stdout.strip().split("; ")
+    assert (said, total, values) == (backend, "5", "[8, 9, 9, 3, 4]")
+    if backend == "cuda":
+        assert why.endswith("PTX" if environment.get("CUDA_FORCE_PTX_JIT") else "machine code")
+
+
+def test_sums_by_sequence_alone_are_written():
+    q, s = lengths(2_000, seed=9)
+    out = marked(2_000, 0, names=["cu_seqlens_q", "cu_seqlens_k"])
+    assert fill(on_device(q), on_device(s), out, "causal") == q.sum()
+    assert_right(out, q, s, "causal")
+
+
+def test_lists_and_wider_integers_are_taken_beside_tensors():
+    q = torch.tensor([3, 2], device="cuda")
+    answer = local.expand(q, [10, 4], nsa_index_topk=8, mode="causal")
+    assert answer.seqlens_expanded.tolist() == [8, 9, 10, 3, 4]
+    empty = local.expand(q[:0], [], nsa_index_topk=8, mode="causal")
+    assert empty.total_tokens == 0 and empty.seqlens_expanded.is_cuda
+    with pytest.raises(ValueError, match="extend_seq_lens has 2 sequences, seq_lens 0"):
+        local.expand(q, [], nsa_index_topk=8, mode="causal")
+
+
+@pytest.mark.parametrize("num_sequences", [4, 5_000])
+def test_threads_fill_while_another_captures(num_sequences):
+    q, s = lengths(num_sequences, seed=10)
+    on_q, on_s = on_device(q), on_device(s)
+    torch.cuda.synchronize()
+    outs = []
+
+    def run():
+        out = marked(num_sequences, int(q.sum()))
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        fill(on_q, on_s, out, "causal", stream=stream)
+        outs.append(out)
+
+    ready = [marked(num_sequences, int(q.sum())) for _ in range(1)]
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), capture_error_mode="thread_local"):
+        fill(on_q, on_s, ready[0], "causal", synchronize=False)
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    torch.cuda.synchronize()
+    assert len(outs) == 1
+    assert_right(outs[0], q, s, "causal")
 
 
 def test_the_client_takes_tensors_of_any_device_as_lengths_and_gives_tensors():

@@ -1,7 +1,10 @@
 """The calls, for asyncio."""
 
 import asyncio
-from collections.abc import Iterable
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import grpc
@@ -49,6 +52,7 @@ class AsyncClient:
         self._max_attempts = max_attempts
         self._target, self._options, self._credentials = target, options, credentials
         self._streams: grpc.Channel | None = None
+        self._closed = False
         # Bytes both ways.
         self._expand: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
 
@@ -80,7 +84,12 @@ class AsyncClient:
         return decode(reply, asked)
 
     def open_stream(self) -> "AsyncExpandStream":
-        """A stream of many requests, which has no limit of 4 MiB an answer; over a connection of the streams' own."""
+        """A stream of many requests, which has no limit of 4 MiB an answer; over a connection of the streams' own.
+
+        ValueError after close(). Close it before the client.
+        """
+        if self._closed:
+            raise ValueError("the client is closed")
         if self._streams is None:
             self._streams = (
                 grpc.insecure_channel(self._target, self._options)
@@ -91,9 +100,10 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled. Again: does nothing."""
+        self._closed = True
         await self._channel.close()
         if self._streams is not None:
-            await asyncio.to_thread(self._streams.close)
+            await _on_a_thread(self._streams.close)
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -102,6 +112,45 @@ class AsyncClient:
         self, error: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+class _Room:
+    """Waits, in a loop, for another thread to tell."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()
+
+    def tell(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def wait(self, deadline: float | None) -> bool:
+        """Whether it was told before `deadline`, of time.monotonic."""
+        try:
+            async with asyncio.timeout(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                await self._told.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+async def _on_a_thread(block: Callable[[], None]) -> None:
+    """Runs what blocks on a thread of its own: the loop's executor is for others, and they may have filled it."""
+    ended = _Room()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            block()
+        except BaseException as error:
+            errors.append(error)
+        ended.tell()
+
+    threading.Thread(target=run, name="nsa-metadata-close", daemon=True).start()
+    await ended.wait(None)
+    if errors:
+        raise errors[0]
 
 
 class AsyncExpandStream:
@@ -127,20 +176,19 @@ class AsyncExpandStream:
         timeout: float | None = None,
     ) -> Expansion:
         """The arguments and errors are ExpandStream.send's. Cancelling the task asks the server to cancel the request."""
-        future, unsent = self._stream.begin(
-            extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, timeout
-        )
-        if unsent is not None:
-            try:
-                await asyncio.to_thread(self._stream.put, unsent)
-            except asyncio.CancelledError:
-                future.cancel()
-                raise
-        return await asyncio.wrap_future(future)
+        deadline = self._stream.deadline_of(timeout)
+        arguments = (extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, deadline)
+        while True:
+            room = _Room()
+            future = self._stream.try_send(*arguments, room.tell)
+            if future is not None:
+                return await asyncio.wrap_future(future)
+            if not await room.wait(deadline):
+                raise no_answer()
 
     async def close(self, timeout: float | None = None) -> None:
         """As ExpandStream.close, without blocking the loop."""
-        await asyncio.to_thread(self._stream.close, timeout)
+        await _on_a_thread(lambda: self._stream.close(timeout))
 
     async def __aenter__(self) -> "AsyncExpandStream":
         return self

@@ -11,7 +11,7 @@
 
 What computes: for arrays on a CUDA device the kernels there, from machine code or from PTX that the driver compiles;
 where they can't run, the host's code, with copies there and back, which is logged once; for arrays of the host's that
-code. The environment, read when this module is imported, may say otherwise:
+code. Arrays on a device need an extension that was built where nvcc is. The environment, read when this module is imported, may say otherwise:
 
     NSA_METADATA_BACKEND            auto, cuda, cpu or reference, the plain path; with cuda what can't be done there fails
     SGLANG_NSA_USE_TRITON_METADATA  0 forces the plain path, as in SGLang, whatever NSA_METADATA_BACKEND is
@@ -44,6 +44,7 @@ _BACKENDS = ("auto", "cuda", "cpu", "reference")
 _NSA_OUTPUTS = ("nsa_cache_seqlens", "nsa_cu_seqlens_k")
 _BY_SEQUENCE = ("cu_seqlens_q", "cu_seqlens_k")
 _INT32_MAX = 2**31 - 1
+_MOST_DEVICE_TOKENS = 2**29
 # DLPack's kinds of memory: those that the host's code reaches, and that of a CUDA device.
 _HOST_KINDS, _CUDA = (1, 3), 2  # kDLCPU, kDLCUDAHost; kDLCUDA
 
@@ -81,8 +82,8 @@ def expand(
 ) -> Expansion:
     """Expands one request; the arguments are Client.expand's, and so are the arrays of the answer.
 
-    The answer's arrays are numpy's, the caller's own and writable; for lengths in torch's tensors on a CUDA device they
-    are tensors there, computed on the current stream, which this waits for twice. Arrays of others on a device:
+    The answer's arrays are numpy's, the caller's own and writable; where extend_seq_lens is a tensor of torch's on a CUDA
+    device they are tensors there, computed on the current stream, which this waits for a few times. Arrays of others on a device:
     fill_draft_extend_metadata. A ValueError names argument, index, value and limit of what is wrong, as a server would.
     """
     asked = asked_outputs(outputs)
@@ -120,7 +121,8 @@ def fill_draft_extend_metadata(
 ) -> int | None:
     """Writes an expansion into the caller's arrays; returns its number of tokens.
 
-    All arrays are contiguous, of int32 and of one dimension, in one place, with DLPack: torch, cupy, jax, numpy.
+    All arrays are contiguous, of int32 and of one dimension, in one place, with DLPack: torch's, cupy's, numpy's; those
+    that are written have to be writable.
 
     extend_seq_lens, seq_lens: [num_sequences], tokens.
     nsa_index_topk: the bound in nsa_cache_seqlens; at least 1 where an output needs it.
@@ -133,7 +135,8 @@ def fill_draft_extend_metadata(
         current one for its tensors, else the default stream. What the arrays' writers still do has to be before it in
         the stream's order.
     synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
-        that find no room are not written then, and nobody is told.
+        that find no room are not written then, and nobody is told. Where the host computes for a device it waits all
+        the same, and can't be captured.
 
     On a device lengths are not looked at from here: a negative one counts as 0, and values that pass int32 wrap. On the
     host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
@@ -223,20 +226,25 @@ def _fill(
     for name, view in (("seq_lens", s), *views.items()):
         if view[2:] != place:
             raise ValueError(f"{name} is not where extend_seq_lens is")
+    by_token = [name for name in views if name not in _BY_SEQUENCE]
     capacity = _capacity(q.length, views)
     addresses = [views[name].address if name in views else 0 for name in OUTPUTS]
-    job = (q.address, s.address, q.length, top_k, number, addresses, capacity)
+    lengths = (q.address, s.address, q.length, top_k, number, addresses)
     if q.kind in _HOST_KINDS:
-        return _local.expand_on_host(*job, backend_of(None)[0])
+        return _local.expand_on_host(*lengths, capacity, backend_of(None)[0])
     if q.kind != _CUDA:
         raise ValueError(f"the arrays are on a device of DLPack's kind {q.kind}, want the host or a CUDA device")
+    if not _local.has_cuda():
+        raise RuntimeError("the arrays are on a CUDA device, and nsa_metadata.local was built without CUDA: build it where nvcc is")
     handle = _stream_handle(stream, extend_seq_lens, q.device)
     backend = backend_of(q.device)[0]
+    # Without an output that has tokens there is none to write.
+    capacity = min(capacity, _MOST_DEVICE_TOKENS) if by_token else 0
     if backend == "cuda":
-        total = _local.expand_on_device(*job, kernel, q.device, handle, synchronize)
+        total = _local.expand_on_device(*lengths, capacity, kernel, q.device, handle, synchronize)
     else:
-        total = _local.expand_on_host_for_device(*job, backend, q.device, handle)
-    if total is not None and total > capacity:
+        total = _local.expand_on_host_for_device(*lengths, capacity, backend, q.device, handle)
+    if total is not None and by_token and total > capacity:
         raise ValueError(f"the sum of extend_seq_lens is {total}, want at most {capacity}, the outputs' room")
     return total if synchronize else None
 
@@ -270,7 +278,7 @@ def _view(name: str, array: Any, to_write: bool) -> _View:
     except TypeError as error:
         want = "an array that can be written, with DLPack" if to_write else "an array with DLPack"
         raise TypeError(f"{name} is a {type(array).__name__}, want {want}") from error
-    return found if found.kind == _CUDA else found._replace(kind=_HOST_KINDS[0], device=0)
+    return found._replace(kind=_HOST_KINDS[0], device=0) if found.kind in _HOST_KINDS else found
 
 
 def _is_tensor(array: Any) -> bool:
@@ -299,14 +307,29 @@ def _stream_handle(stream: Any, array: Any, device: int) -> int:
 
 def _expand_tensors(extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, mode: Mode, asked: tuple[Output, ...]) -> Expansion:
     torch = sys.modules["torch"]
-    least = torch.stack((extend_seq_lens.min(), seq_lens.min())).tolist() if extend_seq_lens.numel() else (0, 0)
-    for name, value in zip(("extend_seq_lens", "seq_lens"), least, strict=True):
-        if value < 0:
-            raise ValueError(f"the least of {name} is {value}, want at least 0")
-    total = int(extend_seq_lens.sum())
+    device = extend_seq_lens.device
+    q = _int32_tensor("extend_seq_lens", extend_seq_lens, device)
+    s = _int32_tensor("seq_lens", torch.as_tensor(seq_lens, device=device), device)
+    total = int(q.sum())
     arrays = {
-        name: torch.empty(_length(name, extend_seq_lens.numel(), total), dtype=torch.int32, device=extend_seq_lens.device)
-        for name in asked
+        name: torch.empty(_length(name, q.numel(), total), dtype=torch.int32, device=device) for name in asked
     }
-    _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
+    _fill(q, s, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
     return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
+
+
+def _int32_tensor(name: str, lengths: Any, device: Any) -> Any:
+    """The lengths as a contiguous int32 tensor on the device. ValueError where one is negative, or passes int32."""
+    torch = sys.modules["torch"]
+    if lengths.dim() != 1:
+        raise ValueError(f"{name} has the shape {list(lengths.shape)}, want [num_sequences]")
+    if lengths.numel() == 0:
+        return torch.empty(0, dtype=torch.int32, device=device)
+    if lengths.is_floating_point() or lengths.dtype is torch.bool:
+        raise TypeError(f"{name} is of {lengths.dtype}, want integers")
+    least, most = (int(bound) for bound in torch.aminmax(lengths))
+    if least < 0:
+        raise ValueError(f"the least of {name} is {least}, want at least 0")
+    if most > _INT32_MAX:
+        raise ValueError(f"the largest of {name} is {most}, want at most {_INT32_MAX}")
+    return lengths.to(device=device, dtype=torch.int32).contiguous()

@@ -1,14 +1,13 @@
 """Many requests over one call."""
 
-import contextlib
-import queue
 import random
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -22,23 +21,21 @@ from nsa_metadata.expansion import Expansion, decode
 from nsa_metadata.request import asked_outputs, encode
 from nsa_metadata.wire import Message, bytes_head, integer_field
 
-# Messages that may wait to be written; send blocks while there are as many.
-_MAX_QUEUED = 64
+# Messages that may wait to be written; send blocks while there are as many. Who waits for room is told at half of it.
+_MOST_WAITING = 64
 # The longest wait before a call's unanswered items are sent again; it doubles up to the second.
 _BACKOFF_S, _MOST_BACKOFF_S = 0.05, 1.0
-# How often a send that waits looks whether its call has ended.
-_LOOK_S = 0.1
-
-_Queue = queue.Queue[bytes | None]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Item:
     future: Future[Expansion]
+    request_id: int
     request: bytes
     asked: tuple[Output, ...]
     deadline: float | None  # of time.monotonic
     attempts: int = 0
+    cancel_sent: bool = False
     # Its future has ended; the server's answer, if one comes, is for nobody.
     expired: bool = False
     chunks: list[Expansion] = field(default_factory=list)
@@ -55,12 +52,12 @@ class _Item:
         return bytes_head(1, len(self.request)) + self.request + timeout
 
 
-class Unsent(NamedTuple):
-    """A message that finds no room in its call's queue."""
+@dataclass(eq=False)
+class _Cancel:
+    request_id: int
 
-    waiting: _Queue
-    message: bytes
-    item: _Item
+    def message(self) -> bytes:
+        return integer_field(2, self.request_id)
 
 
 class ExpandStream:
@@ -78,10 +75,16 @@ class ExpandStream:
         self._start: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(EXPAND_STREAM)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        # In flight, by request_id.
         self._items: dict[int, _Item] = {}
         self._next_id = 1
-        self._queue: _Queue | None = None
+        # To be written to the call under way, or the next.
+        self._outbox: deque[_Item | _Cancel] = deque()
+        # Called, once each, when there is room again; they must not block.
+        self._waiting_for_room: list[Callable[[], None]] = []
         self._call: Any = None
+        self._calls = 0  # so far
+        self._call_ended = True
         self._closed = False
         self._cut = False
         self._thread = threading.Thread(target=self._run, name="nsa-metadata-stream", daemon=True)
@@ -102,21 +105,31 @@ class ExpandStream:
         """Sends one request; the arguments are Client.expand's.
 
         The future has the answer, or raises what expand would; asyncio.wrap_future makes it awaitable. Its callbacks
-        run on the stream's own thread and must not block. Cancelling it asks the server to cancel the request.
+        run on a thread of this package's and must not block. Cancelling it asks the server to cancel the request.
         request_id: of no other request in flight on this stream; None: the stream's own numbers.
         timeout: seconds, from here on; goes before the client's.
 
         Blocks while 64 messages wait to be written, which they do while the server reads no further, for `timeout` at
         most. ValueError for what expand has it for, a request_id that is in flight, and after close().
         """
-        future, unsent = self.begin(
-            extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, timeout
-        )
-        if unsent is not None:
-            self.put(unsent)
-        return future
+        deadline = self.deadline_of(timeout)
+        arguments = (extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, deadline)
+        while True:
+            room = threading.Event()
+            future = self.try_send(*arguments, room.set)
+            if future is not None:
+                return future
+            if not room.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                late: Future[Expansion] = Future()
+                late.set_exception(no_answer())
+                return late
 
-    def begin(
+    def deadline_of(self, timeout: float | None) -> float | None:
+        """Of an item that is sent now."""
+        seconds = self._timeout if timeout is None else timeout
+        return None if seconds is None else time.monotonic() + seconds
+
+    def try_send(
         self,
         extend_seq_lens: ArrayLike,
         seq_lens: ArrayLike,
@@ -125,16 +138,17 @@ class ExpandStream:
         outputs: Iterable[Output] | None,
         request_id: int | None,
         include_timing: bool,
-        timeout: float | None,
-    ) -> tuple[Future[Expansion], Unsent | None]:
-        """send, but that it does not block: where too many messages wait, what is still to be `put`."""
+        deadline: float | None,
+        when_room: Callable[[], None],
+    ) -> Future[Expansion] | None:
+        """send without blocking: None where there is no room; then `when_room` is called once, when to try again."""
         asked = asked_outputs(outputs)
-        seconds = self._timeout if timeout is None else timeout
-        deadline = None if seconds is None else time.monotonic() + seconds
-        future: Future[Expansion] = Future()
         with self._lock:
             if self._closed:
                 raise ValueError("the stream is closed")
+            if len(self._outbox) >= _MOST_WAITING:
+                self._waiting_for_room.append(when_room)
+                return None
             if request_id is None:
                 while self._next_id in self._items:
                     self._next_id += 1
@@ -143,44 +157,22 @@ class ExpandStream:
             request = encode(extend_seq_lens, seq_lens, nsa_index_topk, mode, asked, request_id, include_timing)
             if request_id in self._items:
                 raise ValueError(f"request_id is {request_id}, which is in flight on this stream")
-            item = self._items[request_id] = _Item(future, request, asked, deadline)
-            waiting = self._queue
+            item = self._items[request_id] = _Item(Future(), request_id, request, asked, deadline)
+            self._outbox.append(item)
             self._changed.notify_all()
         if deadline is not None:
-            due = DEADLINES.add(deadline, lambda: self._expire(request_id, item))
-            future.add_done_callback(lambda _: DEADLINES.remove(due))
-        future.add_done_callback(lambda done: self.cancel(request_id) if done.cancelled() else None)
-        # Without a call, or when it ends meanwhile, the next one begins with what is unanswered.
-        if waiting is None:
-            return future, None
-        message = item.message()
-        try:
-            waiting.put_nowait(message)
-            return future, None
-        except queue.Full:
-            return future, Unsent(waiting, message, item)
-
-    def put(self, unsent: Unsent) -> None:
-        """Blocks until it is no longer to be sent, or can be."""
-        while not unsent.item.expired:
-            try:
-                unsent.waiting.put(unsent.message, timeout=_LOOK_S)
-                return
-            except queue.Full:
-                with self._lock:
-                    if self._queue is not unsent.waiting:
-                        return  # its call has ended
+            due = DEADLINES.add(deadline, lambda: self._expire(item))
+            item.future.add_done_callback(lambda _: DEADLINES.remove(due))
+        item.future.add_done_callback(lambda done: self._give_up(item) if done.cancelled() else None)
+        return item.future
 
     def cancel(self, request_id: int) -> None:
-        """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED.
-
-        Does not block, and asks nothing where 64 messages wait before it.
-        """
+        """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED."""
         with self._lock:
-            waiting = self._queue if request_id in self._items else None
-        if waiting is not None:
-            with contextlib.suppress(queue.Full):
-                waiting.put_nowait(integer_field(2, request_id))
+            item = self._items.get(request_id)
+            unsent = item is not None and self._take_back(item)
+        if item is not None and unsent:
+            _finish(item.future, Error(grpc.StatusCode.CANCELLED, "cancelled before it was sent"))
 
     def close(self, timeout: float | None = None) -> None:
         """Takes no more requests, and blocks until all are answered.
@@ -189,11 +181,11 @@ class ExpandStream:
         """
         with self._lock:
             self._closed = True
-            waiting = self._queue
-            self._changed.notify_all()
             for_nobody = self._is_for_nobody()
-        if waiting is not None and not for_nobody:
-            self._put_end(waiting)
+            self._changed.notify_all()
+            waiting = self._take_waiting()
+        for tell in waiting:
+            tell()
         if threading.current_thread() is self._thread:
             return
         if not for_nobody:
@@ -208,21 +200,37 @@ class ExpandStream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _put_end(self, waiting: _Queue) -> None:
-        while True:
-            try:
-                waiting.put(None, timeout=_LOOK_S)
-                return
-            except queue.Full:
-                with self._lock:
-                    if self._queue is not waiting or self._is_for_nobody():
-                        return
+    def _take_waiting(self) -> list[Callable[[], None]]:
+        """Those to be told, without the lock, that there is room; self._lock is held."""
+        if len(self._outbox) > _MOST_WAITING // 2 and not self._closed:
+            return []
+        waiting, self._waiting_for_room = self._waiting_for_room, []
+        return waiting
 
-    def _expire(self, request_id: int, item: _Item) -> None:
+    def _take_back(self, item: _Item) -> bool:
+        """Whether the server can't know of an item, which is forgotten then; else it is asked to cancel it. self._lock is held."""
+        if item in self._outbox:
+            self._outbox.remove(item)
+            self._items.pop(item.request_id, None)
+            self._changed.notify_all()
+            return True
+        if not item.cancel_sent and not self._call_ended:
+            item.cancel_sent = True
+            self._outbox.append(_Cancel(item.request_id))
+            self._changed.notify_all()
+        return False
+
+    def _give_up(self, item: _Item) -> None:
+        """An item whose future nobody waits for any more."""
         with self._lock:
-            if self._items.get(request_id) is not item:
+            if self._items.get(item.request_id) is item:
+                self._take_back(item)
+
+    def _expire(self, item: _Item) -> None:
+        with self._lock:
+            if self._items.get(item.request_id) is not item:
                 return
-            item.expired = True
+            item.expired = not self._take_back(item)
             for_nobody = self._is_for_nobody()
         _finish(item.future, no_answer())
         if for_nobody:
@@ -248,31 +256,44 @@ class ExpandStream:
                     self._changed.wait()
                 if not self._items:
                     return
-                begun: _Queue = queue.Queue(_MAX_QUEUED)
-                # Items from now on go into the queue; those before are this call's first.
-                unanswered = [item.message() for item in self._items.values()]
+                self._outbox = deque(self._items.values())
                 for item in self._items.values():
                     item.attempts += 1
+                    item.cancel_sent = False
                     item.chunks.clear()
-                self._queue = begun
-                if self._closed:
-                    unanswered.append(b"")
-            failure, answered = self._one_call(unanswered, begun)
+                self._calls += 1
+                self._call_ended = False
+                number = self._calls
+            failure, answered = self._one_call(self._messages(number))
             failures_in_a_row = 1 if answered else failures_in_a_row + 1
             # So that not all callers of a server that went come to the next one at once.
             backoff = min(_BACKOFF_S * 2 ** min(failures_in_a_row - 1, 20), _MOST_BACKOFF_S) * random.uniform(0.5, 1)
             with self._lock:
-                self._queue = None
                 self._call = None
+                self._call_ended = True
                 ended = self._ended(failure)
-            # What iterates over the queue ends with it.
-            try:
-                begun.put_nowait(None)
-            except queue.Full:
-                pass
+                self._outbox = deque(self._items.values())
+                self._changed.notify_all()
+                waiting = self._take_waiting()
+            for tell in waiting:
+                tell()
             for item, error in ended:
                 _finish(item.future, error)
             self._wait(backoff)
+
+    def _messages(self, number: int) -> Iterator[bytes]:
+        """What is written to the call of that number, until it or the stream ends."""
+        while True:
+            with self._lock:
+                while not self._outbox and not self._closed and self._calls == number and not self._call_ended:
+                    self._changed.wait()
+                if self._calls != number or self._call_ended or not self._outbox:
+                    return
+                next_one = self._outbox.popleft()
+                waiting = self._take_waiting()
+            for tell in waiting:
+                tell()
+            yield next_one.message()
 
     def _wait(self, backoff: float) -> None:
         with self._lock:
@@ -283,9 +304,9 @@ class ExpandStream:
             self._changed.wait_for(lambda: self._cut, backoff)
             self._channel.unsubscribe(_ignore)
 
-    def _one_call(self, unanswered: list[bytes], begun: _Queue) -> tuple[Error, bool]:
+    def _one_call(self, messages: Iterator[bytes]) -> tuple[Error, bool]:
         try:
-            call = self._start(_messages(unanswered, begun))
+            call = self._start(messages)
         except ValueError as closed:  # the client is
             return Error(grpc.StatusCode.CANCELLED, str(closed)), False
         with self._lock:
@@ -350,15 +371,6 @@ class ExpandStream:
             if not item.expired:
                 ended.append((item, no_answer() if self._cut or (again and late) else failure))
         return ended
-
-
-def _messages(first: list[bytes], waiting: _Queue) -> Iterator[bytes]:
-    for message in first:
-        if not message:  # the stream was closed before
-            return
-        yield message
-    while (following := waiting.get()) is not None:
-        yield following
 
 
 def _ignore(_: grpc.ChannelConnectivity) -> None:
