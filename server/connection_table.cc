@@ -15,6 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "server/grpc_connections.h"
+
 namespace nsa::metadata::server {
 namespace {
 
@@ -149,7 +151,7 @@ size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
   undelivered_bytes_ = 0;
   for (auto it = connections_.begin(); it != connections_.end();) {
     if (CountUndelivered(it->first, it->second, now)) {
-      undelivered_bytes_ += it->second.undelivered;
+      undelivered_bytes_ += Counted(it->second);
       ++it;
     } else {
       it = connections_.erase(it);
@@ -160,15 +162,15 @@ size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
   for (const auto& [fd, connection] : connections_) {
     // The age counts, so that a request on its way is spared, and not so much that a call now and then spares all else.
     const double age = std::chrono::duration<double>(now - connection.asked).count();
-    const double weight = static_cast<double>(connection.undelivered) * std::clamp(age, kLeastAge, kMostAge);
-    if (connection.undelivered > 0) worst.emplace_back(weight, fd);
+    const double weight = static_cast<double>(Counted(connection)) * std::clamp(age, kLeastAge, kMostAge);
+    if (weight > 0) worst.emplace_back(weight, fd);
   }
   std::ranges::sort(worst, std::greater());
   size_t ended = 0;
   for (const auto& [weight, fd] : worst) {
     if (undelivered_bytes_ <= max_bytes) break;
     const auto connection = connections_.find(fd);
-    undelivered_bytes_ -= connection->second.undelivered;
+    undelivered_bytes_ -= Counted(connection->second);
     if (Inode(fd) == connection->second.inode) {  // not another's since it was looked at
       Reset(fd);
       ++ended;
@@ -198,6 +200,13 @@ bool ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint
   const uint64_t allowed = std::min(connection.undelivered, connection.allowance);
   connection.undelivered -= allowed;
   connection.allowance -= allowed;
+  const uint32_t waiting = delivered_.Waiting(connection.slot);
+  const uint32_t waits = delivered_.Waits(connection.slot);
+  // A busy stream waits most of the time, and may just not be doing so.
+  const uint64_t streams = std::max({waiting, connection.waiting, waits != connection.waits ? 1u : 0u});
+  connection.waits_to_be_read = std::min(streams * kStreamWindowBytes, kMostToBeRead);
+  connection.waiting = waiting;
+  connection.waits = waits;
   if (delivered != connection.delivered) connection.asked = now;
   connection.looked = now;
   connection.received = received;

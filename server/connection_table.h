@@ -3,6 +3,7 @@
 
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -38,9 +39,10 @@ class ConnectionTable {
   size_t ShutDownStalled(TimePoint now, Clock::duration timeout);
 
   // What came on the TCP connections and is no part of a request that was delivered may be memory of gRPC's: a header
-  // list or a message that does not end, what goes with streams that were reset. Where it is more than `max_bytes` of
-  // all connections together, ends those that have the most of it for the longest without a request, and takes them
-  // out; returns how many. To be called again and again.
+  // list or a message that does not end, what goes with streams that were reset. Beside it lies what came on streams
+  // that the service reads no further for now, of which a connection may have its window's worth each, and 2 MiB in
+  // all. Where the rest is more than `max_bytes` of all connections together, ends those that have the most of it for
+  // the longest without a request, and takes them out; returns how many. To be called again and again.
   size_t ShutDownUndelivered(TimePoint now, uint64_t max_bytes);
   // As of the last call of it.
   uint64_t undelivered_bytes() const;
@@ -48,6 +50,7 @@ class ConnectionTable {
  private:
   // The preface, a TLS handshake with certificates.
   static constexpr uint64_t kAllowance = 16 << 10;
+  static constexpr uint64_t kMostToBeRead = 2 << 20;
 
   struct Connection {
     ino_t inode;
@@ -64,11 +67,18 @@ class ConnectionTable {
     uint64_t received = 0;
     uint64_t taken = 0;
     uint64_t delivered = 0;
+    // As of the last look: its streams that waited, the waits that had begun, and what may have come on them.
+    uint32_t waiting = 0;
+    uint32_t waits = 0;
+    uint64_t waits_to_be_read = 0;
     // What came and is no request's, beyond what each connection may, which is left of that; when a request came last.
     uint64_t undelivered = 0;
     uint64_t allowance = kAllowance;
     TimePoint asked = {};
   };
+  static uint64_t Counted(const Connection& connection) {
+    return connection.undelivered - std::min(connection.undelivered, connection.waits_to_be_read);
+  }
   // False if it is gone.
   bool CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const

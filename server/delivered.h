@@ -37,8 +37,21 @@ class Delivered {
   // Bytes that the requests so far account for; wraps around.
   uint64_t At(DeliverySlot slot) const { return bytes_[slot].load(std::memory_order_relaxed); }
 
+  // A stream with all the items in flight that it may have is read no further, until it is again: what has come on it
+  // meanwhile is the service's doing.
+  void BeginWait(DeliverySlot slot) {
+    waiting_[slot].fetch_add(1, std::memory_order_relaxed);
+    waits_[slot].fetch_add(1, std::memory_order_relaxed);
+  }
+  void EndWait(DeliverySlot slot) { waiting_[slot].fetch_sub(1, std::memory_order_relaxed); }
+  // Streams that wait now, and the waits that have begun so far, which wrap around.
+  uint32_t Waiting(DeliverySlot slot) const { return waiting_[slot].load(std::memory_order_relaxed); }
+  uint32_t Waits(DeliverySlot slot) const { return waits_[slot].load(std::memory_order_relaxed); }
+
  private:
   std::vector<std::atomic<uint64_t>> bytes_ = std::vector<std::atomic<uint64_t>>(kNumDeliverySlots);
+  std::vector<std::atomic<uint32_t>> waiting_ = std::vector<std::atomic<uint32_t>>(kNumDeliverySlots);
+  std::vector<std::atomic<uint32_t>> waits_ = std::vector<std::atomic<uint32_t>>(kNumDeliverySlots);
 };
 
 }  // namespace nsa::metadata::server

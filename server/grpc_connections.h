@@ -1,6 +1,7 @@
 // How connections that were accepted by us become gRPC's, for the service and for the transport's floor in tests/bench.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 
 #include "grpcpp/security/server_credentials.h"
@@ -8,6 +9,10 @@
 #include "server/options.h"
 
 namespace nsa::metadata::server {
+
+// What a caller may send ahead on a stream that is not read: gRPC's own way, by the round trip's time, lets it grow
+// without end. A distant caller's items, and more than a whole message arrives when it is read.
+inline constexpr uint64_t kStreamWindowBytes = 256 << 10;
 
 // Sets what each connection is given, as channel arguments. `options` are valid.
 void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options);

@@ -285,6 +285,19 @@ void StreamCall::Pump() {
   PumpRead();
   PumpWrite();
   PumpFinish();
+  NoteWait();
+}
+
+void StreamCall::NoteWait() {
+  const bool full = admitting_ || unanswered_ >= context_.options.max_stream_inflight;
+  const bool waits = full && !reading_ && !reads_done_ && !draining_ && !finishing_;
+  if (waits == waits_) return;
+  waits_ = waits;
+  if (waits) {
+    context_.delivered.BeginWait(caller_.slot);
+  } else {
+    context_.delivered.EndWait(caller_.slot);
+  }
 }
 
 void StreamCall::PumpRead() {

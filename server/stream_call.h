@@ -108,6 +108,8 @@ class StreamCall {
   void PumpRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpWrite() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpFinish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Tells whether the stream is read no further for now.
+  void NoteWait() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void* StartOperation(CompletionTag* tag) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // An operation or item has ended; may delete the call.
   void EndOperation() ABSL_LOCKS_EXCLUDED(mutex_);
@@ -145,6 +147,7 @@ class StreamCall {
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool taking_ ABSL_GUARDED_BY(mutex_) = false;  // what was read
   bool admitting_ ABSL_GUARDED_BY(mutex_) = false;
+  bool waits_ ABSL_GUARDED_BY(mutex_) = false;  // as was told
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;

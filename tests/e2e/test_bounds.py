@@ -7,12 +7,14 @@ import time
 import zlib
 
 import grpc
+import numpy as np
 import pytest
 
 import wire
 from calls import TIMEOUT_S, channel
 from programs import Server, eventually
 from raw_http2 import RawConnection, frame
+from nsa_metadata import Client
 from reference import assert_right
 
 MEBIBYTE = 1 << 20
@@ -83,6 +85,16 @@ def test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serv
                     stub.Expand(pb.ExpandRequest(extend_seq_lens=lengths, seq_lens=lengths, nsa_index_topk=1), timeout=TIMEOUT_S)
                 assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT, refused.value
         assert ended() == 1
+
+
+def test_a_stream_that_waits_is_not_held_to_send_much_and_ask_nothing():
+    # Twice as much as max_undelivered_bytes, of which the service reads 128 KiB every 50 ms.
+    lengths = np.ones(1 << 14, np.int32)
+    with Server("--backend=cpu", "--max_stream_inflight=1", "--batch_delay=50ms", "--max_undelivered_bytes=4194304") as server:
+        with Client(server.address, max_attempts=1) as client, client.open_stream() as stream:
+            sent = [stream.send(lengths, lengths, nsa_index_topk=1, mode="causal", timeout=TIMEOUT_S) for _ in range(64)]
+            assert [future.result().total_tokens for future in sent] == [len(lengths)] * len(sent)
+        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="undelivered") == 0
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "server/grpc_connections.h"
 #include "server/mutex.h"
 
 namespace nsa::metadata::server {
@@ -235,6 +236,30 @@ TEST_F(UndeliveredTest, EndsWhatSentTheMostThoughAllAskAllTheTime) {
   EXPECT_TRUE(IsReset(large));
   EXPECT_FALSE(IsReset(small));
   EXPECT_FALSE(IsReset(idle));
+}
+
+TEST_F(UndeliveredTest, LeavesWhatCameOnStreamsThatTheServiceReadsNoFurther) {
+  const Ends ends = Open();
+  Send(ends, kAllowance);
+  EXPECT_EQ(Look(std::chrono::milliseconds(100)), 0u);
+  for (int stream = 0; stream < 5; ++stream) delivered_.BeginWait(ends.slot);
+  Send(ends, 5 * kStreamWindowBytes);
+  EXPECT_EQ(Look(std::chrono::milliseconds(200)), 0u);
+  EXPECT_EQ(undelivered(), 0u) << "a window for each";
+  Send(ends, 100'000);
+  EXPECT_EQ(Look(std::chrono::milliseconds(300)), 0u);
+  EXPECT_NEAR(static_cast<double>(undelivered()), 100'000, 1'000) << "no more than that";
+  // It may just be reading, and wait again by the next look.
+  for (int stream = 0; stream < 5; ++stream) delivered_.EndWait(ends.slot);
+  EXPECT_EQ(Look(std::chrono::milliseconds(400)), 0u);
+  EXPECT_EQ(Look(std::chrono::milliseconds(500)), 1u) << undelivered() << " bytes undelivered, and none waits";
+}
+
+TEST_F(UndeliveredTest, SparesAConnectionNoMoreThanTwoMebibytesHoweverManyStreamsWait) {
+  const Ends ends = Open();
+  for (int stream = 0; stream < 100; ++stream) delivered_.BeginWait(ends.slot);
+  Send(ends, 4 * kMiB);
+  EXPECT_EQ(Look(std::chrono::milliseconds(100)), 1u) << undelivered() << " bytes undelivered";
 }
 
 TEST_F(UndeliveredTest, LeavesPingsAndWhatReadersSay) {
