@@ -16,6 +16,8 @@ if [[ "${NSA_METADATA_CUDA:-ON}" == ON ]]; then
     cp deploy/container/requirements.txt "$venv"
   fi
   toolkit=$(echo "$PWD/$venv"/lib/python3.*/site-packages/nvidia/cu13)
+  # Where nvcc and CMake look for what they link.
+  ln -sfn lib "$toolkit/lib64"
   # For the bill of materials too.
   export CUDACXX=$toolkit/bin/nvcc
   # CMake looks for the shared runtime too, though nothing is linked with it.
