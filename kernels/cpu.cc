@@ -190,8 +190,6 @@ void ExpandRequestOnCpu(const PackedRequest& request, const int32_t* extend_seq_
   }
 }
 
-void ExpandOnCpu(const PackedBatch& batch) {
-  batch.ForEach(&ExpandRequestOnCpu);
-}
+void ExpandOnCpu(const PackedBatch& batch) { batch.ForEach(&ExpandRequestOnCpu); }
 
 }  // namespace nsa::metadata::kernels

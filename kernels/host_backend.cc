@@ -15,7 +15,8 @@ std::unique_ptr<Backend> CreateCpuBackend() {
 }
 
 std::unique_ptr<Backend> CreateReferenceBackend() {
-  return std::make_unique<HostBackend>(BackendKind::kReference, "reference", Kernel::kReference, &ExpandRequestByReference);
+  return std::make_unique<HostBackend>(BackendKind::kReference, "reference", Kernel::kReference,
+                                       &ExpandRequestByReference);
 }
 
 }  // namespace nsa::metadata::kernels

@@ -148,14 +148,22 @@ bool ConnectionTable::Stalled(int fd, Connection& connection, TimePoint now, Clo
 
 size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
   MutexLock lock(&mutex_);
-  undelivered_bytes_ = 0;
+  uint64_t spared = 0;
   for (auto it = connections_.begin(); it != connections_.end();) {
     if (CountUndelivered(it->first, it->second, now)) {
-      undelivered_bytes_ += Counted(it->second);
+      spared += Spared(it->second);
       ++it;
     } else {
       it = connections_.erase(it);
     }
+  }
+  // Where all of them are spared more than they may be together, each is spared a part.
+  const double part =
+      std::min(1.0, static_cast<double>(kMostToBeReadOfAll) / static_cast<double>(std::max<uint64_t>(spared, 1)));
+  undelivered_bytes_ = 0;
+  for (auto& [fd, connection] : connections_) {
+    connection.waits_to_be_read = static_cast<uint64_t>(static_cast<double>(Spared(connection)) * part);
+    undelivered_bytes_ += Counted(connection);
   }
   if (undelivered_bytes_ <= max_bytes) return 0;
   std::vector<std::pair<double, int>> worst;

@@ -40,9 +40,10 @@ class ConnectionTable {
 
   // What came on the TCP connections and is no part of a request that was delivered may be memory of gRPC's: a header
   // list or a message that does not end, what goes with streams that were reset. Beside it lies what came on streams
-  // that the service reads no further for now, of which a connection may have its window's worth each, and 2 MiB in
-  // all. Where the rest is more than `max_bytes` of all connections together, ends those that have the most of it for
-  // the longest without a request, and takes them out; returns how many. To be called again and again.
+  // that the service reads no further for now, of which a connection may have its window's worth each, 2 MiB in all,
+  // and all connections together 64 MiB. Where the rest is more than `max_bytes` of all connections together, ends
+  // those that have the most of it for the longest without a request, and takes them out; returns how many. To be
+  // called again and again.
   size_t ShutDownUndelivered(TimePoint now, uint64_t max_bytes);
   // As of the last call of it.
   uint64_t undelivered_bytes() const;
@@ -51,6 +52,7 @@ class ConnectionTable {
   // The preface, a TLS handshake with certificates.
   static constexpr uint64_t kAllowance = 16 << 10;
   static constexpr uint64_t kMostToBeRead = 2 << 20;
+  static constexpr uint64_t kMostToBeReadOfAll = 64 << 20;
 
   struct Connection {
     ino_t inode;
@@ -76,9 +78,10 @@ class ConnectionTable {
     uint64_t allowance = kAllowance;
     TimePoint asked = {};
   };
-  static uint64_t Counted(const Connection& connection) {
-    return connection.undelivered - std::min(connection.undelivered, connection.waits_to_be_read);
+  static uint64_t Spared(const Connection& connection) {
+    return std::min(connection.undelivered, connection.waits_to_be_read);
   }
+  static uint64_t Counted(const Connection& connection) { return connection.undelivered - Spared(connection); }
   // False if it is gone.
   bool CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const

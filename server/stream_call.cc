@@ -126,34 +126,40 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
     task->Refuse(*refusal);
   } else {
     task->TakeLengths(message.mutable_expand());
-    AdmitOrWait(std::move(task));
+    if (std::unique_ptr<Task> left = TryAdmit(std::move(task))) {
+      MutexLock lock(&mutex_);
+      AwaitRoom(std::move(left));
+    }
   }
 }
 
-void StreamCall::AdmitOrWait(std::unique_ptr<Task> task) {
-  const TimePoint now = Clock::now();
-  if (task->deadline <= now) {
+std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
+  if (task->deadline <= Clock::now()) {
     context_.metrics.Expired(Stage::kAdmit);
     task->Refuse(DeadlinePassed());
-  } else if (task->cancelled()) {
+    return nullptr;
+  }
+  if (task->cancelled()) {
     context_.metrics.Cancelled(Stage::kAdmit);
     task->Refuse(Cancelled());
-  } else if (Admit(context_, &task)) {
-    waiting_task_ = std::move(task);
-    MutexLock lock(&mutex_);
-    admitting_ = true;
-    retry_.Set(queue_.get(), std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
+    return nullptr;
   }
+  return Admit(context_, &task) ? std::move(task) : nullptr;
+}
+
+void StreamCall::AwaitRoom(std::unique_ptr<Task> task) {
+  waiting_task_ = std::move(task);
+  admitting_ = true;
+  retry_.Set(queue_.get(), std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
 }
 
 void StreamCall::OnRetry(bool) {
+  // Until it is known whether it still waits, the next item isn't read: there is room for one that waits.
+  std::unique_ptr<Task> left = TryAdmit(std::move(waiting_task_));
   {
     MutexLock lock(&mutex_);
     admitting_ = false;
-  }
-  AdmitOrWait(std::move(waiting_task_));
-  {
-    MutexLock lock(&mutex_);
+    if (left != nullptr) AwaitRoom(std::move(left));
     Pump();
   }
   EndOperation();

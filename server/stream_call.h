@@ -91,8 +91,10 @@ class StreamCall {
   void Take(const grpc::ByteBuffer& message);
   void TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest& message);
   void Cancel(uint64_t id);
-  // Admits `task`, or keeps it to be tried again soon.
-  void AdmitOrWait(std::unique_ptr<Task> task);
+  // Null once the task is admitted or refused; else the task, for which there is no room yet.
+  std::unique_ptr<Task> TryAdmit(std::unique_ptr<Task> task);
+  // Keeps it, and tries again soon.
+  void AwaitRoom(std::unique_ptr<Task> task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The item's timeout, or max_rpc_duration if that comes first.
   TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
 
@@ -129,7 +131,7 @@ class StreamCall {
   Caller caller_;
   std::atomic<bool> caller_gone_{false};
 
-  // Of the queue's thread alone: between a read and the next one only one of them is set.
+  // Of the reaction to a read, or to a retry: there is one of them at a time.
   grpc::ByteBuffer incoming_;
   std::unique_ptr<Task> waiting_task_;
   grpc::Alarm retry_;

@@ -27,22 +27,22 @@ void Check(cudaError_t error, const char* call) {
 }
 #define CHECK_CUDA(call) Check((call), #call)
 
-// Whether the thread has a context of the driver's: a device that was never used here must not get one by being
-// restored.
-bool HasContext() {
-  using GetCurrent = int (*)(void**);
-  static const GetCurrent get_current = [] {
+// Whether the device was used in this process: one that wasn't must not get a context by being restored.
+bool IsInUse(int device) {
+  using GetState = int (*)(int device, unsigned* flags, int* active);
+  static const GetState get_state = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-    cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &function, 12000, cudaEnableDefault, &found);
+    cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &function, 12000, cudaEnableDefault, &found);
 #else
-    cudaGetDriverEntryPoint("cuCtxGetCurrent", &function, cudaEnableDefault, &found);
+    cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &function, cudaEnableDefault, &found);
 #endif
-    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<GetCurrent>(function) : nullptr;
+    return found == cudaDriverEntryPointSuccess ? reinterpret_cast<GetState>(function) : nullptr;
   }();
-  void* context = nullptr;
-  return get_current != nullptr && get_current(&context) == 0 && context != nullptr;
+  unsigned flags = 0;
+  int active = 0;
+  return get_state != nullptr && get_state(device, &flags, &active) == 0 && active != 0;
 }
 
 // The thread's device, for as long as it lives; other code in this process has its own idea of it.
@@ -51,7 +51,7 @@ class OnDevice {
   explicit OnDevice(int device) {
     CHECK_CUDA(cudaGetDevice(&before_));
     if (before_ == device) return;
-    restore_ = HasContext();
+    restore_ = IsInUse(before_);
     CHECK_CUDA(cudaSetDevice(device));
   }
   ~OnDevice() {

@@ -6,8 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/kernel.h"
 #include "kernels/cuda/device_batch.h"
+#include "kernels/kernel.h"
 
 namespace nsa::metadata::kernels::cuda {
 

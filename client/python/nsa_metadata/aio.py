@@ -180,11 +180,16 @@ class AsyncExpandStream:
         arguments = (extend_seq_lens, seq_lens, nsa_index_topk, mode, outputs, request_id, include_timing, deadline)
         while True:
             room = _Room()
-            future = self._stream.try_send(*arguments, room.tell)
+            tell = room.tell
+            future = self._stream.try_send(*arguments, tell)
             if future is not None:
                 return await asyncio.wrap_future(future)
-            if not await room.wait(deadline):
-                raise no_answer()
+            try:
+                if not await room.wait(deadline):
+                    raise no_answer()
+            except BaseException:
+                self._stream.stop_waiting(tell)
+                raise
 
     async def close(self, timeout: float | None = None) -> None:
         """As ExpandStream.close, without blocking the loop."""

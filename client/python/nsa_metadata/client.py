@@ -108,8 +108,7 @@ class Client:
         try:
             return _expansion(lambda: call.result(max(seconds, 0) + GRACE_S), asked)
         except grpc.FutureTimeoutError:
-            call.cancel()
-            raise no_answer() from None
+            raise no_answer() from None  # gRPC has given the call up, and waits for its last write
 
     def expand_async(
         self,
@@ -145,8 +144,7 @@ class Client:
 
         def give_up() -> None:
             if ended.acquire(blocking=False) and future.set_running_or_notify_cancel():
-                future.set_exception(no_answer())
-                call.cancel()
+                future.set_exception(no_answer())  # gRPC has given the call up, and waits for its last write
 
         if seconds is not None:
             deadline = DEADLINES.add(time.monotonic() + seconds, give_up)

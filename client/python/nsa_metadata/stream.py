@@ -81,7 +81,7 @@ class ExpandStream:
         # To be written to the call under way, or the next.
         self._outbox: deque[_Item | _Cancel] = deque()
         # Called, once each, when there is room again; they must not block.
-        self._waiting_for_room: list[Callable[[], None]] = []
+        self._waiting_for_room: deque[Callable[[], None]] = deque()
         self._call: Any = None
         self._calls = 0  # so far
         self._call_ended = True
@@ -120,6 +120,7 @@ class ExpandStream:
             if future is not None:
                 return future
             if not room.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
+                self.stop_waiting(room.set)
                 late: Future[Expansion] = Future()
                 late.set_exception(no_answer())
                 return late
@@ -141,7 +142,10 @@ class ExpandStream:
         deadline: float | None,
         when_room: Callable[[], None],
     ) -> Future[Expansion] | None:
-        """send without blocking: None where there is no room; then `when_room` is called once, when to try again."""
+        """send without blocking: None where there is no room; then `when_room` is called once, when to try again.
+
+        Who does not, then or before, has to stop_waiting.
+        """
         asked = asked_outputs(outputs)
         with self._lock:
             if self._closed:
@@ -166,11 +170,21 @@ class ExpandStream:
         item.future.add_done_callback(lambda done: self._give_up(item) if done.cancelled() else None)
         return item.future
 
+    def stop_waiting(self, when_room: Callable[[], None]) -> None:
+        """Passes on the room that `when_room` was told of, or will be."""
+        with self._lock:
+            if when_room in self._waiting_for_room:
+                self._waiting_for_room.remove(when_room)
+            waiting = self._take_waiting()
+        _tell(waiting)
+
     def cancel(self, request_id: int) -> None:
         """Asks the server to cancel a request in flight; others are ignored. If the cancel wins, it ends CANCELLED."""
         with self._lock:
             item = self._items.get(request_id)
             unsent = item is not None and self._take_back(item)
+            waiting = self._take_waiting()
+        _tell(waiting)
         if item is not None and unsent:
             _finish(item.future, Error(grpc.StatusCode.CANCELLED, "cancelled before it was sent"))
 
@@ -184,8 +198,7 @@ class ExpandStream:
             for_nobody = self._is_for_nobody()
             self._changed.notify_all()
             waiting = self._take_waiting()
-        for tell in waiting:
-            tell()
+        _tell(waiting)
         if threading.current_thread() is self._thread:
             return
         if not for_nobody:
@@ -202,10 +215,13 @@ class ExpandStream:
 
     def _take_waiting(self) -> list[Callable[[], None]]:
         """Those to be told, without the lock, that there is room; self._lock is held."""
-        if len(self._outbox) > _MOST_WAITING // 2 and not self._closed:
+        if self._closed:
+            count = len(self._waiting_for_room)
+        elif len(self._outbox) > _MOST_WAITING // 2:
             return []
-        waiting, self._waiting_for_room = self._waiting_for_room, []
-        return waiting
+        else:
+            count = _MOST_WAITING - len(self._outbox)
+        return [self._waiting_for_room.popleft() for _ in range(min(count, len(self._waiting_for_room)))]
 
     def _take_back(self, item: _Item) -> bool:
         """Whether the server can't know of an item, which is forgotten then; else it is asked to cancel it. self._lock is held."""
@@ -221,23 +237,29 @@ class ExpandStream:
         return False
 
     def _give_up(self, item: _Item) -> None:
-        """An item whose future nobody waits for any more."""
-        with self._lock:
-            if self._items.get(item.request_id) is item:
-                self._take_back(item)
+        """Its future was cancelled."""
+        self._let_go(item)
+        item.future.set_running_or_notify_cancel()  # so that whoever waits for it is told
 
     def _expire(self, item: _Item) -> None:
+        if self._let_go(item):
+            _finish(item.future, no_answer())
+
+    def _let_go(self, item: _Item) -> bool:
+        """Nobody waits for its answer any more. False where it has one already."""
         with self._lock:
-            if self._items.get(item.request_id) is not item:
-                return
+            if self._items.get(item.request_id) is not item or item.expired:
+                return False
             item.expired = not self._take_back(item)
             for_nobody = self._is_for_nobody()
-        _finish(item.future, no_answer())
+            waiting = self._take_waiting()
+        _tell(waiting)
         if for_nobody:
             self._end_call()
+        return True
 
     def _is_for_nobody(self) -> bool:
-        """Whether all that can come is answers to items whose time has passed; self._lock is held."""
+        """Whether all that can come is answers that nobody waits for any more; self._lock is held."""
         return self._closed and bool(self._items) and all(item.expired for item in self._items.values())
 
     def _end_call(self) -> None:
@@ -275,8 +297,7 @@ class ExpandStream:
                 self._outbox = deque(self._items.values())
                 self._changed.notify_all()
                 waiting = self._take_waiting()
-            for tell in waiting:
-                tell()
+            _tell(waiting)
             for item, error in ended:
                 _finish(item.future, error)
             self._wait(backoff)
@@ -291,8 +312,7 @@ class ExpandStream:
                     return
                 next_one = self._outbox.popleft()
                 waiting = self._take_waiting()
-            for tell in waiting:
-                tell()
+            _tell(waiting)
             yield next_one.message()
 
     def _wait(self, backoff: float) -> None:
@@ -365,12 +385,17 @@ class ExpandStream:
         ended = []
         for request_id, item in list(self._items.items()):
             late = item.expired or (item.deadline is not None and item.deadline <= now)
-            if again and not late and item.attempts < self._max_attempts and not item.future.cancelled():
+            if again and not late and item.attempts < self._max_attempts:
                 continue
             del self._items[request_id]
             if not item.expired:
                 ended.append((item, no_answer() if self._cut or (again and late) else failure))
         return ended
+
+
+def _tell(waiting: list[Callable[[], None]]) -> None:
+    for tell in waiting:
+        tell()
 
 
 def _ignore(_: grpc.ChannelConnectivity) -> None:
