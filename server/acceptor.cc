@@ -153,12 +153,14 @@ Acceptor::Acceptor(Options options, std::vector<Listener> listeners)
 
 void Acceptor::Start() {
   thread_ = std::thread([this] { Run(); });
+  looking_ = std::thread([this] { Look(); });
 }
 
 void Acceptor::Stop() {
   if (thread_.joinable()) {
     eventfd_write(wake_.get(), 1);
     thread_.join();
+    looking_.join();
   }
   for (Listener& listener : listeners_) listener.Close();
 }
@@ -167,6 +169,20 @@ void Acceptor::Run() {
   std::vector<pollfd> waiting;
   for (const Listener& listener : listeners_) waiting.push_back({listener.fd(), POLLIN, 0});
   waiting.push_back({wake_.get(), POLLIN, 0});
+  for (;;) {
+    if (poll(waiting.data(), waiting.size(), /*timeout=*/-1) < 0 && errno != EINTR) {
+      spdlog::error("accepting stopped: poll: {}", strerror(errno));
+      return;
+    }
+    if (waiting.back().revents != 0) return;
+    for (size_t i = 0; i < listeners_.size(); ++i) {
+      if (waiting[i].revents != 0) AcceptFrom(listeners_[i]);
+    }
+  }
+}
+
+void Acceptor::Look() {
+  pollfd wake = {wake_.get(), POLLIN, 0};
   // So that one that stalls is ended at most a quarter late.
   const Clock::duration stalled_every = options_.stall_timeout / 4;
   TimePoint look_at_stalled = Clock::now() + stalled_every;
@@ -176,14 +192,11 @@ void Acceptor::Run() {
     const TimePoint next_look = std::min(look_at_stalled, look_at_undelivered);
     const auto until_look = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());
     const auto timeout_ms = std::clamp<int64_t>(until_look.count(), 0, INT_MAX);
-    if (poll(waiting.data(), waiting.size(), static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
-      spdlog::error("accepting stopped: poll: {}", strerror(errno));
+    if (poll(&wake, 1, static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
+      spdlog::error("looking at connections stopped: poll: {}", strerror(errno));
       return;
     }
-    if (waiting.back().revents != 0) return;
-    for (size_t i = 0; i < listeners_.size(); ++i) {
-      if (waiting[i].revents != 0) AcceptFrom(listeners_[i]);
-    }
+    if (wake.revents != 0) return;
     if (const TimePoint now = Clock::now(); now >= look_at_stalled) {
       EndStalled(now);
       look_at_stalled = now + stalled_every;

@@ -91,7 +91,10 @@ class Acceptor {
   ConnectionTable& connections() { return connections_; }
 
  private:
+  // Accepts, and hands over. gRPC may keep the thread for as long as more comes on a connection that it is given.
   void Run();
+  // Ends what is to be ended. On a thread of its own: whoever keeps the other busy may be whom to end.
+  void Look();
   void EndStalled(TimePoint now);
   void EndUndelivered(TimePoint now);
   // Accepts what waits on one listener, some at a time.
@@ -107,6 +110,7 @@ class Acceptor {
   Descriptor wake_;
   Descriptor spare_;
   std::thread thread_;
+  std::thread looking_;
 };
 
 }  // namespace nsa::metadata::server
