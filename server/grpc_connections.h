@@ -10,8 +10,8 @@
 
 namespace nsa::metadata::server {
 
-// What a caller may send ahead on a stream that is not read: gRPC's own way, by the round trip's time, lets it grow
-// without end. A distant caller's items, and more than a whole message arrives when it is read.
+// Bytes that a caller may send ahead on a stream that is not read. gRPC's own way lets them grow, by the round trip's
+// time, without end. A message that is being read may be larger.
 inline constexpr uint64_t kStreamWindowBytes = 256 << 10;
 
 // Sets what each connection is given, as channel arguments. `options` are valid.
