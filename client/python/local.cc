@@ -1,19 +1,18 @@
 #include "client/python/local.h"
 
 #include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
-#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <limits>
 #include <span>
 #include <stdexcept>
 #include <string_view>
 #include <tuple>
 
+#include "client/python/arrays.h"
 #include "kernels/cpu.h"
 #include "kernels/kernel.h"
 #include "kernels/measure.h"
@@ -41,12 +40,9 @@ void CheckLengths(const char* name, std::span<const int32_t> lengths) {
       Wrong(std::string(name) + "[" + std::to_string(*negative) + "]", lengths[*negative], "at least 0"));
 }
 
-kernels::OutputSet AskedOutputs(const kernels::OutputPointers& out) {
-  kernels::OutputSet asked;
-  for (Output output : kernels::kAllOutputs) {
-    if (out[static_cast<size_t>(output)] != nullptr) asked.Add(output);
-  }
-  return asked;
+[[noreturn]] void RefuseTotal(int64_t total_tokens, int64_t capacity) {
+  throw std::invalid_argument(
+      Wrong("the sum of extend_seq_lens", total_tokens, "at most " + std::to_string(capacity) + ", the outputs' room"));
 }
 
 }  // namespace
@@ -68,10 +64,7 @@ int64_t ExpandOnHost(const Job& job, HostBackend backend) {
   CheckLengths("extend_seq_lens", q);
   CheckLengths("seq_lens", s);
   const int64_t total_tokens = kernels::Sum(q);
-  if (total_tokens > job.capacity) {
-    throw std::invalid_argument(Wrong("the sum of extend_seq_lens", total_tokens,
-                                      "at most " + std::to_string(job.capacity) + ", the outputs' room"));
-  }
+  if (total_tokens > job.capacity) RefuseTotal(total_tokens, job.capacity);
   job.spec.outputs.ForEach([&](Output output) {
     const int64_t largest = kernels::LargestValue(output, job.spec, q, s);
     if (largest <= kInt32Max) return;
@@ -84,22 +77,15 @@ int64_t ExpandOnHost(const Job& job, HostBackend backend) {
 
 namespace {
 
-// Python's side of a Job: addresses as integers, 0 for none.
-using Addresses = std::array<uintptr_t, kernels::kNumOutputs>;
-
-Job JobOf(uintptr_t extend_seq_lens, uintptr_t seq_lens, int64_t num_sequences, int32_t nsa_index_topk, int mode,
-          const Addresses& out, int64_t capacity) {
-  Job job;
-  job.extend_seq_lens = reinterpret_cast<const int32_t*>(extend_seq_lens);
-  job.seq_lens = reinterpret_cast<const int32_t*>(seq_lens);
-  job.num_sequences = num_sequences;
-  for (size_t i = 0; i < out.size(); ++i) job.out[i] = reinterpret_cast<int32_t*>(out[i]);
-  job.spec = {.nsa_index_topk = nsa_index_topk,
-              .mode = static_cast<kernels::SequenceMode>(mode),
-              .outputs = AskedOutputs(job.out)};
-  job.capacity = capacity;
-  return job;
-}
+constexpr int64_t kMostDeviceTokens = int64_t{1} << 29;
+// Those of which a token has a value.
+constexpr kernels::OutputSet kTokenOutputs = {Output::kSeqlensExpanded,
+                                              Output::kNsaCacheSeqlens,
+                                              Output::kTokenToBatchIdx,
+                                              Output::kPositions,
+                                              Output::kNsaCuSeqlensK,
+                                              Output::kKs,
+                                              Output::kKe};
 
 HostBackend HostBackendOf(std::string_view name) {
   return name == "reference" ? HostBackend::kReference : HostBackend::kCpu;
@@ -113,49 +99,111 @@ std::optional<Kernel> DeviceKernel(const std::optional<std::string>& name) {
   throw std::invalid_argument("kernel is '" + *name + "', want one of linear, binary, rows, tile");
 }
 
-// Where an array lies: its address, its length, and DLPack's kind and number of its device.
-template <typename Array>
-std::tuple<uintptr_t, int64_t, int, int> View(const Array& array, const char* name) {
-  const nb::dlpack::dtype int32 = nb::dtype<int32_t>();
-  if (array.dtype() != int32 || array.ndim() != 1 || (array.shape(0) > 1 && array.stride(0) != 1)) {
-    throw std::invalid_argument(std::string(name) + " is no contiguous int32 array of one dimension");
+// `asked`: whether an output needs it.
+int32_t TopKOf(nb::handle given, bool asked) {
+  const nb::object index = nb::steal(PyNumber_Index(given.ptr()));
+  if (!index.is_valid()) throw nb::python_error();
+  int overflow = 0;
+  const long long top_k = PyLong_AsLongLongAndOverflow(index.ptr(), &overflow);
+  if (overflow > 0 || top_k > kInt32Max) {
+    throw std::invalid_argument(std::string("nsa_index_topk is ") + nb::str(index).c_str() + ", want at most " +
+                                std::to_string(kInt32Max));
   }
-  return {reinterpret_cast<uintptr_t>(array.data()), static_cast<int64_t>(array.shape(0)), array.device_type(),
-          array.device_id()};
+  if (overflow == 0 && top_k >= 1) return static_cast<int32_t>(top_k);
+  if (asked)
+    throw std::invalid_argument(std::string("nsa_index_topk is ") + nb::str(index).c_str() + ", want at least 1");
+  return 0;
+}
+
+// A job as Python has it, and where its arrays are.
+struct FoundJob {
+  Job job;
+  Array extend_seq_lens;
+};
+
+void CheckBeside(const Array& array, const Array& first, const char* name) {
+  if (!array.IsBeside(first)) throw std::invalid_argument(std::string(name) + " is not where extend_seq_lens is");
+}
+
+// `outputs`: of kAllOutputs, None where one is not asked.
+FoundJob JobOf(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_index_topk, nb::tuple outputs,
+               int mode) {
+  if (outputs.size() != kernels::kNumOutputs) throw std::invalid_argument("outputs are not as many as there are");
+  FoundJob found;
+  Job& job = found.job;
+  job.spec.mode = static_cast<kernels::SequenceMode>(mode);
+  for (Output output : kernels::kAllOutputs) {
+    if (!outputs[static_cast<size_t>(output)].is_none()) job.spec.outputs.Add(output);
+  }
+  job.spec.nsa_index_topk = TopKOf(nsa_index_topk, job.spec.outputs.HasAny(kernels::kNsaOutputs));
+  const Array q = found.extend_seq_lens = ArrayOf(extend_seq_lens, "extend_seq_lens", false);
+  const Array s = ArrayOf(seq_lens, "seq_lens", false);
+  if (q.length != s.length) {
+    throw std::invalid_argument("extend_seq_lens has " + std::to_string(q.length) + " sequences, seq_lens " +
+                                std::to_string(s.length));
+  }
+  CheckBeside(s, q, "seq_lens");
+  job.extend_seq_lens = q.data;
+  job.seq_lens = s.data;
+  job.num_sequences = q.length;
+  job.capacity = kInt32Max;
+  job.spec.outputs.ForEach([&](Output output) {
+    const char* const name = kernels::OutputName(output);
+    const Array array = ArrayOf(outputs[static_cast<size_t>(output)], name, true);
+    CheckBeside(array, q, name);
+    const int64_t least = kernels::OutputLength(output, q.length, 0);
+    if (array.length < least) {
+      throw std::invalid_argument(std::string(name) + " has room for " + std::to_string(array.length) +
+                                  " values, want at least " + std::to_string(least));
+    }
+    if (kTokenOutputs.Has(output)) job.capacity = std::min(job.capacity, array.length - least);
+    job.out[static_cast<size_t>(output)] = array.data;
+  });
+  return found;
+}
+
+// nsa_metadata.local._fill: `backend_of` says for a device, or for None, what computes.
+std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_index_topk,
+                            nb::tuple outputs, int mode, const std::optional<std::string>& kernel_name,
+                            nb::handle stream, bool synchronize, nb::handle backend_of) {
+  auto [job, where] = JobOf(extend_seq_lens, seq_lens, nsa_index_topk, outputs, mode);
+  const std::optional<Kernel> kernel = DeviceKernel(kernel_name);
+  if (where.kind == kHostMemory) {
+    const auto backend = HostBackendOf(nb::cast<std::string>(backend_of(nb::none())[0]));
+    const nb::gil_scoped_release released;
+    return ExpandOnHost(job, backend);
+  }
+  if (where.kind != kCudaMemory) {
+    throw std::invalid_argument("the arrays are on a device of DLPack's kind " + std::to_string(where.kind) +
+                                ", want the host or a CUDA device");
+  }
+  if (!HasCuda()) {
+    throw std::runtime_error(
+        "the arrays are on a CUDA device, and nsa_metadata.local was built without CUDA: build it where nvcc is");
+  }
+  const uintptr_t handle = StreamOf(stream, extend_seq_lens, where.device);
+  const auto backend = nb::cast<std::string>(backend_of(where.device)[0]);
+  // Without an output that has tokens there is none to write.
+  const bool by_token = job.spec.outputs.HasAny(kTokenOutputs);
+  job.capacity = by_token ? std::min(job.capacity, kMostDeviceTokens) : 0;
+  const nb::gil_scoped_release released;
+  const std::optional<int64_t> total = backend == "cuda"
+                                           ? ExpandOnDevice(job, kernel, where.device, handle, synchronize)
+                                           : ExpandOnHostForDevice(job, HostBackendOf(backend), where.device, handle);
+  if (total.has_value() && by_token && *total > job.capacity) RefuseTotal(*total, job.capacity);
+  return synchronize ? total : std::nullopt;
 }
 
 }  // namespace
 
 NB_MODULE(_local, module) {
-  module.doc() = "Addresses in, arrays written in place. nsa_metadata.local checks what they are.";
-  module.def("has_cuda", &HasCuda);
+  module.doc() = "Arrays written in place, in this process. nsa_metadata.local says what computes, and documents it.";
   module.def("look_at_device", [](int device) {
     Device found = LookAtDevice(device);
     return std::make_tuple(std::move(found.unusable), std::move(found.tier), std::move(found.name));
   });
-  module.def("view_to_read", [](const nb::ndarray<nb::ro>& array, const char* name) { return View(array, name); });
-  module.def("view_to_write", [](const nb::ndarray<>& array, const char* name) { return View(array, name); });
-  module.def("expand_on_host", [](uintptr_t q, uintptr_t s, int64_t num_sequences, int32_t nsa_index_topk, int mode,
-                                  const Addresses& out, int64_t capacity, std::string_view backend) {
-    const Job job = JobOf(q, s, num_sequences, nsa_index_topk, mode, out, capacity);
-    const nb::gil_scoped_release released;
-    return ExpandOnHost(job, HostBackendOf(backend));
-  });
-  module.def("expand_on_device",
-             [](uintptr_t q, uintptr_t s, int64_t num_sequences, int32_t nsa_index_topk, int mode, const Addresses& out,
-                int64_t capacity, const std::optional<std::string>& kernel, int device, uintptr_t stream, bool wait) {
-               const Job job = JobOf(q, s, num_sequences, nsa_index_topk, mode, out, capacity);
-               const std::optional<Kernel> chosen = DeviceKernel(kernel);
-               const nb::gil_scoped_release released;
-               return ExpandOnDevice(job, chosen, device, stream, wait);
-             });
-  module.def("expand_on_host_for_device",
-             [](uintptr_t q, uintptr_t s, int64_t num_sequences, int32_t nsa_index_topk, int mode, const Addresses& out,
-                int64_t capacity, std::string_view backend, int device, uintptr_t stream) {
-               const Job job = JobOf(q, s, num_sequences, nsa_index_topk, mode, out, capacity);
-               const nb::gil_scoped_release released;
-               return ExpandOnHostForDevice(job, HostBackendOf(backend), device, stream);
-             });
+  module.def("fill", &Fill, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
+             nb::arg(), nb::arg());
 }
 
 }  // namespace nsa::metadata::local

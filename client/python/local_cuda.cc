@@ -1,6 +1,8 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -15,6 +17,7 @@ namespace nsa::metadata::local {
 namespace {
 
 using kernels::Output;
+using kernels::cuda::DoneFlags;
 using kernels::cuda::DraftExtendMetadata;
 
 // More sequences or tokens the launchers don't take.
@@ -95,14 +98,17 @@ class Workspace {
  public:
   // Of at least `bytes`. Where that is no more than the sum, the host's memory: the kernel writes it there itself.
   void* Get(size_t bytes) {
-    if (total_ == nullptr) {
+    if (shared_ == nullptr) {
       const BesideCaptures beside;
       void* pinned = nullptr;
-      CHECK_CUDA(cudaHostAlloc(&pinned, sizeof(int64_t), cudaHostAllocMapped));
-      total_.reset(pinned);
-      CHECK_CUDA(cudaHostGetDevicePointer(&mapped_, pinned, 0));
+      CHECK_CUDA(cudaHostAlloc(&pinned, sizeof(Shared), cudaHostAllocMapped));
+      std::memset(pinned, 0, sizeof(Shared));
+      shared_.reset(pinned);
+      void* mapped = nullptr;
+      CHECK_CUDA(cudaHostGetDevicePointer(&mapped, pinned, 0));
+      mapped_ = static_cast<Shared*>(mapped);
     }
-    if (bytes <= sizeof(int64_t)) return mapped_;
+    if (bytes <= sizeof(int64_t)) return &mapped_->total;
     if (bytes > scratch_bytes_) {
       const BesideCaptures beside;
       scratch_.reset();
@@ -114,18 +120,45 @@ class Workspace {
     }
     return scratch_.get();
   }
-  // What an expansion with `workspace` has left there. Waits for the stream.
-  int64_t Total(const void* workspace, cudaStream_t stream) {
-    if (workspace != mapped_) {
-      CHECK_CUDA(cudaMemcpyAsync(total_.get(), workspace, sizeof(int64_t), cudaMemcpyDeviceToHost, stream));
+  // For an expansion with `workspace`, after Get. None where there would be too many to look at.
+  DoneFlags FlagsFor(const void* workspace, int64_t blocks) {
+    if (workspace != &mapped_->total || blocks > kMostFlags) return {};
+    return {.flags = mapped_->flags, .value = ++launches_};
+  }
+  // What the expansion has left in `workspace`, once all it wrote is there.
+  int64_t Total(const void* workspace, const DoneFlags& done, int64_t blocks, cudaStream_t stream) {
+    auto* const shared = static_cast<Shared*>(shared_.get());
+    if (done.flags != nullptr && AreSet(shared->flags, done.value, blocks)) return shared->total;
+    if (workspace != &mapped_->total) {
+      CHECK_CUDA(cudaMemcpyAsync(&shared->total, workspace, sizeof(int64_t), cudaMemcpyDeviceToHost, stream));
     }
     CHECK_CUDA(cudaStreamSynchronize(stream));
-    return *static_cast<const volatile int64_t*>(total_.get());
+    return shared->total;
   }
 
  private:
-  std::unique_ptr<void, FreePinned> total_;
-  void* mapped_ = nullptr;
+  static constexpr int64_t kMostFlags = 1024;
+  // The host's memory, which the device writes.
+  struct Shared {
+    int64_t total;
+    uint64_t flags[kMostFlags];
+  };
+
+  // Looks for some 50 us. Who has to wait longer asks the stream, which says of errors, and may let the processor go.
+  static bool AreSet(uint64_t* flags, uint64_t value, int64_t blocks) {
+    int64_t looks = 0;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const std::atomic_ref<uint64_t> flag(flags[block]);
+      while (flag.load(std::memory_order_acquire) != value) {
+        if (++looks == int64_t{1} << 14) return false;
+      }
+    }
+    return true;
+  }
+
+  std::unique_ptr<void, FreePinned> shared_;
+  Shared* mapped_ = nullptr;
+  uint64_t launches_ = 0;
   std::unique_ptr<void, FreeDevice> scratch_;
   size_t scratch_bytes_ = 0;
 };
@@ -240,8 +273,10 @@ std::optional<int64_t> ExpandOnDevice(const Job& job, std::optional<kernels::Ker
   CheckNotCapturing(stream, "want synchronize=False");
   Workspace& workspace = WorkspaceOf(device);
   metadata.workspace = workspace.Get(bytes);
-  CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream));
-  return workspace.Total(metadata.workspace, stream);
+  const int64_t blocks = kernels::cuda::NumBlocks(chosen, metadata.num_sequences, metadata.capacity);
+  const DoneFlags done = workspace.FlagsFor(metadata.workspace, blocks);
+  CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream, done));
+  return workspace.Total(metadata.workspace, done, blocks, stream);
 }
 
 int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, uintptr_t stream_handle) {

@@ -229,7 +229,8 @@ bool CanLaunchEarly() {
   return can;
 }
 
-cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, cudaStream_t stream) {
+cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, const DoneFlags& done,
+                          cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
   Chunked source = {.lengths = lengths,
                     .shift = 0,
@@ -248,7 +249,7 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
   void* parameters[] = {&source};
   const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
   if (error != cudaSuccess) return error;
-  return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream, CanLaunchEarly());
+  return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream, CanLaunchEarly());
 }
 
 }  // namespace
@@ -259,15 +260,17 @@ size_t SumsWorkspaceBytes(int32_t num_sequences) {
          static_cast<size_t>(num_sequences) * (sizeof(SumsBefore) + sizeof(int32_t));
 }
 
-cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, cudaStream_t stream) {
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, const DoneFlags& done,
+                              cudaStream_t stream) {
   auto* const total_tokens = static_cast<int64_t*>(workspace);
-  if (lengths.size.num_sequences > kMostFusedSequences) return LaunchChunked(kernel, lengths, total_tokens, stream);
+  if (lengths.size.num_sequences > kMostFusedSequences)
+    return LaunchChunked(kernel, lengths, total_tokens, done, stream);
   if (lengths.size.num_sequences > kWarp) {
     const Fused source = {.lengths = lengths, .total_tokens = total_tokens};
-    return Launch<Fused, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream);
+    return Launch<Fused, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream);
   }
   const Few source = {.lengths = lengths, .total_tokens = total_tokens};
-  return Launch<Few, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, {}, stream);
+  return Launch<Few, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

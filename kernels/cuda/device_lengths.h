@@ -25,7 +25,9 @@ inline constexpr int32_t kMostFusedSequences = 1024;
 size_t SumsWorkspaceBytes(int32_t num_sequences);
 
 // Expands by `kernel` on `stream`. The workspace, 8-byte aligned, begins with the sum of extend_seq_lens, an int64,
-// afterwards. Asynchronous; returns the first launch's error.
-cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, cudaStream_t stream);
+// afterwards. The blocks of the last launch, NumBlocks of `lengths.size`, set `done`. Asynchronous; returns the first
+// launch's error.
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, const DoneFlags& done,
+                              cudaStream_t stream);
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -32,7 +32,8 @@ size_t DraftExtendWorkspaceBytes(int64_t num_sequences) {
   return SumsWorkspaceBytes(static_cast<int32_t>(num_sequences));
 }
 
-cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream) {
+cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
+                                      const DoneFlags& done) {
   if (!Valid(metadata) || !IsDeviceKernel(kernel)) return cudaErrorInvalidValue;
   DeviceLengths lengths;
   lengths.extend_seq_lens = metadata.extend_seq_lens;
@@ -44,7 +45,7 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
   lengths.request.nsa_index_topk = metadata.nsa_index_topk;
   lengths.request.mode = metadata.mode;
   std::copy(metadata.out.begin(), metadata.out.end(), lengths.request.out);
-  return LaunchFromLengths(kernel, lengths, metadata.workspace, stream);
+  return LaunchFromLengths(kernel, lengths, metadata.workspace, done, stream);
 }
 
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,

@@ -53,9 +53,7 @@ __global__ void Binary(const int* ends, const int* s, int n, int total, int k, i
   cache[t] = min(s[low], k);
 }
 
-std::vector<torch::Tensor> expand(torch::Tensor q, torch::Tensor s, int64_t total, int64_t k) {
-  auto expanded = torch::empty({total}, q.options());
-  auto cache = torch::empty({total}, q.options());
+void expand_into(torch::Tensor q, torch::Tensor s, int64_t total, int64_t k, torch::Tensor expanded, torch::Tensor cache) {
   const int n = q.size(0);
   const int blocks = (total + kThreads - 1) / kThreads;
   auto stream = at::cuda::getCurrentCUDAStream();
@@ -67,8 +65,18 @@ std::vector<torch::Tensor> expand(torch::Tensor q, torch::Tensor s, int64_t tota
     Binary<<<blocks, kThreads, 0, stream>>>(ends.data_ptr<int>(), s.data_ptr<int>(), n, total, k,
                                             expanded.data_ptr<int>(), cache.data_ptr<int>());
   }
+}
+
+std::vector<torch::Tensor> expand(torch::Tensor q, torch::Tensor s, int64_t total, int64_t k) {
+  auto expanded = torch::empty({total}, q.options());
+  auto cache = torch::empty({total}, q.options());
+  expand_into(q, s, total, k, expanded, cache);
   return {expanded, cache};
 }
+"""
+DECLARED = """
+std::vector<torch::Tensor> expand(torch::Tensor, torch::Tensor, int64_t, int64_t);
+void expand_into(torch::Tensor, torch::Tensor, int64_t, int64_t, torch::Tensor, torch::Tensor);
 """
 
 
@@ -98,86 +106,93 @@ def repeat_interleave(_q, _s, q, s, total):
     return expanded, expanded.clamp(max=TOP_K)
 
 
-def by_triton(_q, _s, q, s, total):
+def made(total):
+    return [torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2)]
+
+
+def by_triton_into(_q, q, s, total, expanded, cache):
     ends = torch.cumsum(q, 0, dtype=torch.int32)
-    expanded, cache = torch.empty(total, dtype=torch.int32, device="cuda"), torch.empty(
-        total, dtype=torch.int32, device="cuda"
-    )
     steps = max(len(_q).bit_length(), 1)
     expand_kernel[(triton.cdiv(total, 256),)](ends, s, expanded, cache, len(_q), total, TOP_K, BLOCK=256, STEPS=steps)
+
+
+def by_triton(_q, _s, q, s, total):
+    expanded, cache = made(total)
+    by_triton_into(_q, q, s, total, expanded, cache)
     return expanded, cache
 
 
-def by_local(_q, _s, q, s, total):
-    expanded, cache = (torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2))
-    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat")
-    return expanded, cache
+def by_local(q, s, expanded, cache, **more):
+    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat", **more)
 
 
-def by_local_launched(_q, _s, q, s, total):
-    expanded, cache = (torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2))
-    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat", synchronize=False)
-    return expanded, cache
-
-
-class InPlace:
-    """Into the same arrays again and again, as an engine does."""
-
-    def __init__(self):
-        self._arrays = {}
-
-    def __call__(self, _q, _s, q, s, total):
-        if total not in self._arrays:
-            self._arrays[total] = [torch.empty(total, dtype=torch.int32, device="cuda") for _ in range(2)]
-        expanded, cache = self._arrays[total]
-        local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat")
-        return expanded, cache
-
-
-def median_us(run, times):
+def median_us(run, times, waits=False):
+    """`waits`: it is over when it returns."""
     took = []
     for _ in range(times):
         begin = time.perf_counter()
         run()
-        torch.cuda.synchronize()
+        if not waits:
+            torch.cuda.synchronize()
         took.append(1e6 * (time.perf_counter() - begin))
     return statistics.median(took)
 
 
+def checked(name, expanded, cache, want):
+    assert expanded.tolist() == want and cache.tolist() == [min(x, TOP_K) for x in want], name
+
+
+def measured(runs, times, waiting=()):
+    """The median of the rounds' medians of each, side by side."""
+    rounds = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            rounds[name].append(median_us(run, times.get(name, 50), name in waiting))
+    return {name: statistics.median(values) for name, values in rounds.items()}
+
+
 def main():
-    extension = load_inline(
-        "founding", cpp_sources="std::vector<torch::Tensor> expand(torch::Tensor, torch::Tensor, int64_t, int64_t);",
-        cuda_sources=FOUNDING, functions=["expand"], verbose=False,
-    )
+    extension = load_inline("founding", cpp_sources=DECLARED, cuda_sources=FOUNDING, functions=["expand", "expand_into"], verbose=False)
     peers = {
         "plain": plain,
         "repeat_interleave": repeat_interleave,
         "triton": by_triton,
         "founding_extension": lambda _q, _s, q, s, total: extension.expand(q, s, total, TOP_K),
     }
-    ours = {}
-    if local is not None:
-        ours = {"local": by_local, "local_in_place": InPlace(), "local_launched": by_local_launched}
-    every = {**peers, **ours}
     print(json.dumps({"section": "software", "torch": torch.__version__, "triton": triton.__version__}))
     for num_sequences in (1, 4, 16, 64, 256, 1024):
         rng = random.Random(num_sequences)
         q = [rng.randint(1, 2 * MEAN - 1) for _ in range(num_sequences)]
         s = [n + rng.randrange(8192) for n in q]
-        arguments = (q, s, *(torch.tensor(x, dtype=torch.int32, device="cuda") for x in (q, s)), sum(q))
+        on_q, on_s = (torch.tensor(x, dtype=torch.int32, device="cuda") for x in (q, s))
+        total = sum(q)
         want = [length for n, length in zip(q, s) for _ in range(n)]
-        for name, peer in every.items():
-            expanded, cache = peer(*arguments)
-            assert expanded.tolist() == want and cache.tolist() == [min(x, TOP_K) for x in want], name
-        rounds = {name: [] for name in every}
-        for _ in range(ROUNDS):
-            for name, peer in every.items():
-                rounds[name].append(median_us(lambda: peer(*arguments), 5 if name == "plain" else 50))
-        us = {name: statistics.median(values) for name, values in rounds.items()}
-        for section, names in (("peers", peers), ("local", ours)):
-            if names:
-                of = {name: us[name] for name in names}
-                print(json.dumps({"section": section, "num_sequences": num_sequences, "mean": MEAN, "tokens": sum(q), "us": of}), flush=True)
+        shape = {"num_sequences": num_sequences, "mean": MEAN, "tokens": total}
+        arguments = (q, s, on_q, on_s, total)
+        for name, peer in peers.items():
+            checked(name, *peer(*arguments), want)
+        anew = {name: lambda peer=peer: peer(*arguments) for name, peer in peers.items()}
+        us = measured(anew, {"plain": 5})
+        print(json.dumps({"section": "peers", **shape, "us": us}), flush=True)
+        if local is None:
+            continue
+        # Into the same arrays again and again, as an engine does; plain Python has no such form.
+        expanded, cache = made(total)
+        into = {
+            "plain": anew["plain"],
+            "triton": lambda: by_triton_into(q, on_q, on_s, total, expanded, cache),
+            "founding_extension": lambda: extension.expand_into(on_q, on_s, total, TOP_K, expanded, cache),
+            "local": lambda: by_local(on_q, on_s, expanded, cache),
+            "local_launched": lambda: by_local(on_q, on_s, expanded, cache, synchronize=False),
+            "local_made": lambda: by_local(on_q, on_s, *made(total)),
+            "synchronize": lambda: None,
+        }
+        for name in ("triton", "founding_extension", "local", "local_launched"):
+            expanded.zero_(), cache.zero_()
+            into[name]()
+            checked(name, expanded, cache, want)
+        us = measured(into, {"plain": 5}, waiting=("local", "local_made"))
+        print(json.dumps({"section": "local", **shape, "us": us}), flush=True)
 
 
 if __name__ == "__main__":

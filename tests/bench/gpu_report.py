@@ -129,14 +129,16 @@ def peers(found):
 def from_python(found):
     if "local" not in found:
         return
-    print("\n## From Python\n\n`nsa_metadata.local.fill_draft_extend_metadata_adaptive` on the same tensors, its outputs made anew as the peers'; how many times as long "
-          "the peers above take. Beside it: into arrays that are there, and with synchronize=False before the wait.\n")
+    print("\n## From Python\n\n`nsa_metadata.local.fill_draft_extend_metadata_adaptive`, which waits by itself, into arrays that are there, and how "
+          "many times as long others take for the same, with torch.cuda.synchronize(): plain Python, which has to make its arrays; the "
+          "Triton kernel and the founding extension into the same arrays. Beside it: with synchronize=False and "
+          "torch.cuda.synchronize(), with arrays made for each call, and torch.cuda.synchronize() alone.\n")
     limits = {"plain": 10, "triton": 2, "founding_extension": 1.5}
-    table = Table("sequences", "tokens", "local us", "in place us", "launched us", *limits)
-    for line, peer in zip(found["local"], found["peers"], strict=True):
+    table = Table("sequences", "tokens", "local us", *limits, "launched us", "made us", "synchronize us")
+    for line in found["local"]:
         us = line["us"]
-        cells = [bound(peer["us"][name] / us["local"], least, at_most=False) for name, least in limits.items()]
-        table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us["local"], us["local_in_place"], us["local_launched"], *cells)
+        cells = [bound(us[name] / us["local"], least, at_most=False) for name, least in limits.items()]
+        table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us["local"], *cells, us["local_launched"], us["local_made"], us["synchronize"])
 
 
 def fitted(lines, kernel_of):

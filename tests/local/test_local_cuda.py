@@ -165,6 +165,34 @@ def test_any_array_with_dlpack_is_taken():
     assert out["seqlens_expanded"].tolist() == [8, 9, 10, 3, 4]
 
 
+class OfOlderTorch(torch.Tensor):
+    """Has no table of functions in C, and no DLPack either: its attributes are what there is."""
+
+    __dlpack_c_exchange_api__ = None
+    __dlpack__ = None
+
+
+def test_tensors_are_taken_with_and_without_a_table_of_functions_in_c():
+    for kind in (torch.Tensor, OfOlderTorch):
+        q, s, out = (x.as_subclass(kind) for x in (on_device([3, 2]), on_device([10, 4]), on_device([MARKER] * 6)))
+        stream = torch.cuda.Stream()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(stream):
+            assert fill(q, s, {"seqlens_expanded": out}, "causal") == 5, kind
+        assert out.tolist() == [8, 9, 10, 3, 4, MARKER], kind
+        for wrong in (q.to(torch.int64), q[:1].expand(2), q.reshape(1, 2)):
+            with pytest.raises(ValueError, match="extend_seq_lens is no contiguous int32 array of one dimension"):
+                fill(wrong, s, {"seqlens_expanded": out}, "causal")
+        assert fill(q[1:], s[1:], {"seqlens_expanded": out[3:]}, "causal") == 2, kind
+        assert out.tolist() == [8, 9, 10, 3, 4, MARKER], kind
+    assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), "nothing was taken by it"
+
+
+def test_a_stream_that_is_none_is_refused():
+    with pytest.raises(TypeError, match="stream is a str, want a CUDA stream or its handle"):
+        fill(on_device([3]), on_device([5]), {}, "causal", stream="mine")
+
+
 @pytest.mark.parametrize(
     ("environment", "backend"),
     [

@@ -1,20 +1,9 @@
 # The extension module, client/python/local.cc.
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-def has_cuda() -> bool: ...
 def look_at_device(device: int, /) -> tuple[str, str, str]: ...
-def view_to_read(array: Any, name: str, /) -> tuple[int, int, int, int]: ...
-def view_to_write(array: Any, name: str, /) -> tuple[int, int, int, int]: ...
-def expand_on_host(
-    extend_seq_lens: int, seq_lens: int, num_sequences: int, nsa_index_topk: int, mode: int,
-    out: Sequence[int], capacity: int, backend: str, /,
-) -> int: ...
-def expand_on_device(
-    extend_seq_lens: int, seq_lens: int, num_sequences: int, nsa_index_topk: int, mode: int,
-    out: Sequence[int], capacity: int, kernel: str | None, device: int, stream: int, wait: bool, /,
+def fill(
+    extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, outputs: tuple[Any, ...], mode: int, kernel: str | None,
+    stream: Any, synchronize: bool, backend_of: Callable[[int | None], tuple[str, str]], /,
 ) -> int | None: ...
-def expand_on_host_for_device(
-    extend_seq_lens: int, seq_lens: int, num_sequences: int, nsa_index_topk: int, mode: int,
-    out: Sequence[int], capacity: int, backend: str, device: int, stream: int, /,
-) -> int: ...

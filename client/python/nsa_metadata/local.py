@@ -19,11 +19,10 @@ code. Arrays on a device need an extension that was built where nvcc is. The env
 
 import functools
 import logging
-import operator
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -41,12 +40,8 @@ Backend = Literal["auto", "cuda", "cpu", "reference"]
 Kernel = Literal["linear", "binary", "rows", "tile"]
 
 _BACKENDS = ("auto", "cuda", "cpu", "reference")
-_NSA_OUTPUTS = ("nsa_cache_seqlens", "nsa_cu_seqlens_k")
 _BY_SEQUENCE = ("cu_seqlens_q", "cu_seqlens_k")
 _INT32_MAX = 2**31 - 1
-_MOST_DEVICE_TOKENS = 2**29
-# DLPack's kinds of memory: those that the host's code reaches, and that of a CUDA device.
-_HOST_KINDS, _CUDA = (1, 3), 2  # kDLCPU, kDLCUDAHost; kDLCUDA
 
 _log = logging.getLogger(__name__)
 
@@ -61,15 +56,6 @@ def _backend_of_environment() -> Backend:
 
 
 _BACKEND: Backend = _backend_of_environment()
-
-
-class _View(NamedTuple):
-    """Where an int32 array lies."""
-
-    address: int
-    length: int
-    kind: int
-    device: int
 
 
 def expand(
@@ -96,7 +82,7 @@ def expand(
     # A negative sum is refused below, by the length that is negative.
     lengths = {name: _length(name, len(q), max(total, 0)) for name in asked}
     arrays = {name: np.empty(length, np.int32) for name, length in lengths.items()}
-    _fill(q, s, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
+    _fill(q, s, nsa_index_topk, mode, _by_name(arrays), kernel=None, stream=None, synchronize=True)
     return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
 
 
@@ -142,7 +128,7 @@ def fill_draft_extend_metadata(
     host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
     on a device once those that do are written. RuntimeError: a call of CUDA's failed.
     """
-    out = _outputs(locals())
+    out = (seqlens_expanded, nsa_cache_seqlens, token_to_batch_idx, positions, cu_seqlens_q, cu_seqlens_k, nsa_cu_seqlens_k, ks, ke)
     return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, kernel, stream, synchronize)
 
 
@@ -165,7 +151,7 @@ def fill_draft_extend_metadata_adaptive(
     synchronize: bool = True,
 ) -> int | None:
     """As fill_draft_extend_metadata, by the kernel that measured best for as many sequences and tokens as have room."""
-    out = _outputs(locals())
+    out = (seqlens_expanded, nsa_cache_seqlens, token_to_batch_idx, positions, cu_seqlens_q, cu_seqlens_k, nsa_cu_seqlens_k, ks, ke)
     return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, None, stream, synchronize)
 
 
@@ -190,10 +176,6 @@ def backend_of(device: int | None = None) -> tuple[Backend, str]:
     return "cpu", f"{name} can't run the kernels: {unusable}"
 
 
-def _outputs(arguments: dict[str, Any]) -> dict[Output, Any]:
-    return {name: arguments[name] for name in OUTPUTS if arguments[name] is not None}
-
-
 def _length(output: str, num_sequences: int, total_tokens: int) -> int:
     if output in _BY_SEQUENCE:
         return num_sequences + 1
@@ -205,104 +187,23 @@ def _fill(
     seq_lens: Any,
     nsa_index_topk: int,
     mode: Mode,
-    out: dict[Output, Any],
+    out: tuple[Any, ...],
     kernel: Kernel | None,
     stream: Any,
     synchronize: bool,
 ) -> int | None:
+    """`out`: of OUTPUTS, None where one is not asked."""
     number = number_of("mode", mode, MODES)
-    top_k = operator.index(nsa_index_topk)
-    if top_k > _INT32_MAX:
-        raise ValueError(f"nsa_index_topk is {top_k}, want at most {_INT32_MAX}")
-    if top_k < 1:
-        if any(name in out for name in _NSA_OUTPUTS):
-            raise ValueError(f"nsa_index_topk is {top_k}, want at least 1")
-        top_k = 0
-    q, s = _view("extend_seq_lens", extend_seq_lens, False), _view("seq_lens", seq_lens, False)
-    if q.length != s.length:
-        raise ValueError(f"extend_seq_lens has {q.length} sequences, seq_lens {s.length}")
-    views = {name: _view(name, array, True) for name, array in out.items()}
-    place = q[2:]
-    for name, view in (("seq_lens", s), *views.items()):
-        if view[2:] != place:
-            raise ValueError(f"{name} is not where extend_seq_lens is")
-    by_token = [name for name in views if name not in _BY_SEQUENCE]
-    capacity = _capacity(q.length, views)
-    addresses = [views[name].address if name in views else 0 for name in OUTPUTS]
-    lengths = (q.address, s.address, q.length, top_k, number, addresses)
-    if q.kind in _HOST_KINDS:
-        return _local.expand_on_host(*lengths, capacity, backend_of(None)[0])
-    if q.kind != _CUDA:
-        raise ValueError(f"the arrays are on a device of DLPack's kind {q.kind}, want the host or a CUDA device")
-    if not _local.has_cuda():
-        raise RuntimeError("the arrays are on a CUDA device, and nsa_metadata.local was built without CUDA: build it where nvcc is")
-    handle = _stream_handle(stream, extend_seq_lens, q.device)
-    backend = backend_of(q.device)[0]
-    # Without an output that has tokens there is none to write.
-    capacity = min(capacity, _MOST_DEVICE_TOKENS) if by_token else 0
-    if backend == "cuda":
-        total = _local.expand_on_device(*lengths, capacity, kernel, q.device, handle, synchronize)
-    else:
-        total = _local.expand_on_host_for_device(*lengths, capacity, backend, q.device, handle)
-    if total is not None and by_token and total > capacity:
-        raise ValueError(f"the sum of extend_seq_lens is {total}, want at most {capacity}, the outputs' room")
-    return total if synchronize else None
+    return _local.fill(extend_seq_lens, seq_lens, nsa_index_topk, out, number, kernel, stream, synchronize, backend_of)
 
 
-def _capacity(num_sequences: int, views: dict[Output, _View]) -> int:
-    """How many tokens have room in all of them."""
-    capacity = _INT32_MAX
-    for name, view in views.items():
-        least = _length(name, num_sequences, 0)
-        if view.length < least:
-            raise ValueError(f"{name} has room for {view.length} values, want at least {least}")
-        if name not in _BY_SEQUENCE:
-            capacity = min(capacity, view.length - least)
-    return capacity
-
-
-def _view(name: str, array: Any, to_write: bool) -> _View:
-    if _is_tensor(array):
-        # Not by DLPack, which takes longer than all the rest, and makes streams wait for each other.
-        torch = sys.modules["torch"]
-        if array.dtype is not torch.int32 or array.dim() != 1 or not array.is_contiguous():
-            raise ValueError(f"{name} is no contiguous int32 array of one dimension")
-        device = array.device
-        if device.type == "cuda":
-            return _View(array.data_ptr(), array.numel(), _CUDA, device.index)
-        if device.type == "cpu":
-            return _View(array.data_ptr(), array.numel(), _HOST_KINDS[0], 0)
-        raise ValueError(f"{name} is on {device}, want the host or a CUDA device")
-    try:
-        found = _View(*(_local.view_to_write if to_write else _local.view_to_read)(array, name))
-    except TypeError as error:
-        want = "an array that can be written, with DLPack" if to_write else "an array with DLPack"
-        raise TypeError(f"{name} is a {type(array).__name__}, want {want}") from error
-    return found._replace(kind=_HOST_KINDS[0], device=0) if found.kind in _HOST_KINDS else found
-
-
-def _is_tensor(array: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
+def _by_name(arrays: dict[Output, Any]) -> tuple[Any, ...]:
+    return tuple(arrays.get(name) for name in OUTPUTS)
 
 
 def _is_cuda_tensor(array: Any) -> bool:
-    return _is_tensor(array) and bool(array.is_cuda)
-
-
-def _stream_handle(stream: Any, array: Any, device: int) -> int:
-    if stream is None:
-        if not _is_tensor(array):
-            return 0
-        stream = sys.modules["torch"].cuda.current_stream(device)
-    if isinstance(stream, int):
-        return stream
-    for attribute in ("cuda_stream", "ptr"):  # torch's, cupy's
-        if isinstance(handle := getattr(stream, attribute, None), int):
-            return handle
-    if hasattr(stream, "__cuda_stream__"):
-        return int(stream.__cuda_stream__()[1])
-    raise TypeError(f"stream is a {type(stream).__name__}, want a CUDA stream or its handle")
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor) and bool(array.is_cuda)
 
 
 def _expand_tensors(extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, mode: Mode, asked: tuple[Output, ...]) -> Expansion:
@@ -314,7 +215,7 @@ def _expand_tensors(extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, mo
     arrays = {
         name: torch.empty(_length(name, q.numel(), total), dtype=torch.int32, device=device) for name in asked
     }
-    _fill(q, s, nsa_index_topk, mode, arrays, kernel=None, stream=None, synchronize=True)
+    _fill(q, s, nsa_index_topk, mode, _by_name(arrays), kernel=None, stream=None, synchronize=True)
     return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
 
 
