@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 namespace nsa::metadata::local {
 namespace {
@@ -26,25 +27,41 @@ struct ExchangeApi {
   int (*current_stream)(int kind, int32_t device, void** out);
 };
 
-// Null where the type of `object` has none.
-const ExchangeApi* ExchangeApiOf(nb::handle object) {
-  // The last that was asked: most arrays are of one type. Held, so that no other type comes to lie there. Both are the
-  // GIL's.
-  static PyObject* last_type = nullptr;
-  static const ExchangeApi* last = nullptr;
-  const nb::handle type = object.type();
-  if (type.ptr() == last_type) return last;
-  const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
-  const ExchangeApi* api = nullptr;
-  if (constexpr const char* kName = "dlpack_exchange_api"; PyCapsule_IsValid(capsule.ptr(), kName) != 0) {
-    api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), kName));
+// Null where torch was not imported, or `object` is no tensor of its.
+nb::object TorchOf(nb::handle object) {
+  nb::object torch = nb::steal(PyImport_GetModule(nb::str("torch").ptr()));
+  if (!torch.is_valid()) {
+    PyErr_Clear();
+    return {};
   }
-  while (api != nullptr && api->major != 1) api = api->before;
-  Py_XDECREF(last_type);
-  last_type = type.inc_ref().ptr();
-  last = api;
-  return api;
+  const nb::object tensor = nb::getattr(torch, "Tensor", nb::none());
+  if (!PyType_Check(tensor.ptr()) || !nb::isinstance(object, tensor)) return {};
+  return torch;
 }
+
+// What there is to know of a type of arrays.
+struct Known {
+  nb::object type;  // held, so that no other comes to lie there
+  const ExchangeApi* api = nullptr;
+  bool is_tensor = false;  // torch's
+};
+
+const Known& KnownOf(nb::handle object) {
+  // The last that was asked: most arrays are of one type. Guarded by the GIL, and as old as the process.
+  static Known& last = *new Known;
+  const nb::handle type = object.type();
+  if (type.is(last.type)) return last;
+  Known found = {.type = nb::borrow(type), .api = nullptr, .is_tensor = TorchOf(object).is_valid()};
+  const nb::object capsule = nb::getattr(type, "__dlpack_c_exchange_api__", nb::none());
+  if (constexpr const char* kName = "dlpack_exchange_api"; PyCapsule_IsValid(capsule.ptr(), kName) != 0) {
+    found.api = static_cast<const ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), kName));
+  }
+  while (found.api != nullptr && found.api->major != 1) found.api = found.api->before;
+  std::swap(last, found);
+  return last;
+}
+
+std::string TypeName(nb::handle object) { return nb::str(object.type().attr("__name__")).c_str(); }
 
 [[noreturn]] void RefuseLayout(const char* name) {
   throw std::invalid_argument(std::string(name) + " is no contiguous int32 array of one dimension");
@@ -60,18 +77,6 @@ Array ArrayOfView(const dltensor& view, const char* name) {
   if (view.shape[0] > 1 && view.strides != nullptr && view.strides[0] != 1) RefuseLayout(name);
   return Located(static_cast<char*>(view.data) + view.byte_offset, view.shape[0], view.device.device_type,
                  view.device.device_id);
-}
-
-// Null where torch was not imported, or `object` is no tensor of its.
-nb::object TorchOf(nb::handle object) {
-  nb::object torch = nb::steal(PyImport_GetModule(nb::str("torch").ptr()));
-  if (!torch.is_valid()) {
-    PyErr_Clear();
-    return {};
-  }
-  const nb::object tensor = nb::getattr(torch, "Tensor", nb::none());
-  if (!PyType_Check(tensor.ptr()) || !nb::isinstance(object, tensor)) return {};
-  return torch;
 }
 
 // By its attributes, for torch before 2.11, and for what its table doesn't say.
@@ -96,7 +101,7 @@ template <typename NdArray>
 Array ArrayByDlpack(nb::handle object, const char* name, const char* want) {
   NdArray array;
   if (!nb::try_cast<NdArray>(object, array, false)) {
-    throw nb::type_error((std::string(name) + " is a " + Py_TYPE(object.ptr())->tp_name + ", want " + want).c_str());
+    throw nb::type_error((std::string(name) + " is a " + TypeName(object) + ", want " + want).c_str());
   }
   if (array.dtype() != nb::dtype<int32_t>() || array.ndim() != 1) RefuseLayout(name);
   if (array.shape(0) > 1 && array.stride(0) != 1) RefuseLayout(name);
@@ -104,18 +109,28 @@ Array ArrayByDlpack(nb::handle object, const char* name, const char* want) {
                  array.device_type(), array.device_id());
 }
 
+uintptr_t HandleOf(nb::handle integer) {
+  const size_t handle = PyLong_AsSize_t(integer.ptr());
+  if (PyErr_Occurred() != nullptr) throw nb::python_error();
+  return handle;
+}
+
 }  // namespace
 
 Array ArrayOf(nb::handle object, const char* name, bool to_write) {
-  if (const ExchangeApi* api = ExchangeApiOf(object); api != nullptr && api->view != nullptr) {
+  const Known& known = KnownOf(object);
+  const bool is_tensor = known.is_tensor;
+  // It doesn't say whether the array may be written; a tensor may.
+  if (const ExchangeApi* api = known.api; api != nullptr && api->view != nullptr && (!to_write || is_tensor)) {
     dltensor view;
     if (api->view(object.ptr(), &view) != 0) {
       PyErr_Clear();  // what follows says what it is
-    } else if (!to_write || view.device.device_type == kCudaMemory) {
-      return ArrayOfView(view, name);  // which doesn't say of the host's whether they may be written
+    } else if (const int kind = view.device.device_type;
+               kind == kCudaMemory || kind == kHostMemory || kind == kPinnedMemory) {
+      return ArrayOfView(view, name);
     }
   }
-  if (const nb::object torch = TorchOf(object); torch.is_valid()) return ArrayOfTensor(object, torch, name);
+  if (is_tensor) return ArrayOfTensor(object, TorchOf(object), name);
   return to_write ? ArrayByDlpack<nb::ndarray<>>(object, name, "an array that can be written, with DLPack")
                   : ArrayByDlpack<nb::ndarray<nb::ro>>(object, name, "an array with DLPack");
 }
@@ -123,24 +138,24 @@ Array ArrayOf(nb::handle object, const char* name, bool to_write) {
 uintptr_t StreamOf(nb::handle stream, nb::handle array, int device) {
   nb::object current;
   if (stream.is_none()) {
-    if (const ExchangeApi* api = ExchangeApiOf(array); api != nullptr) {
+    const Known& known = KnownOf(array);
+    if (known.api != nullptr) {
       void* found = nullptr;
-      if (api->current_stream(kCudaMemory, device, &found) != 0) throw nb::python_error();
-      return reinterpret_cast<uintptr_t>(found);
+      if (known.api->current_stream(kCudaMemory, device, &found) == 0) return reinterpret_cast<uintptr_t>(found);
+      if (PyErr_Occurred() != nullptr) throw nb::python_error();
+      throw std::runtime_error("the current stream of device " + std::to_string(device) + " can't be had");
     }
-    const nb::object torch = TorchOf(array);
-    if (!torch.is_valid()) return 0;
-    current = torch.attr("cuda").attr("current_stream")(device);
+    if (!known.is_tensor) return 0;
+    current = TorchOf(array).attr("cuda").attr("current_stream")(device);
     stream = current;
   }
-  if (PyLong_Check(stream.ptr())) return nb::cast<uintptr_t>(stream);
+  if (PyLong_Check(stream.ptr())) return HandleOf(stream);
   for (const char* attribute : {"cuda_stream", "ptr"}) {  // torch's, cupy's
     const nb::object handle = nb::getattr(stream, attribute, nb::none());
-    if (PyLong_Check(handle.ptr())) return nb::cast<uintptr_t>(handle);
+    if (PyLong_Check(handle.ptr())) return HandleOf(handle);
   }
-  if (nb::hasattr(stream, "__cuda_stream__")) return nb::cast<uintptr_t>(stream.attr("__cuda_stream__")()[1]);
-  throw nb::type_error(
-      (std::string("stream is a ") + Py_TYPE(stream.ptr())->tp_name + ", want a CUDA stream or its handle").c_str());
+  if (nb::hasattr(stream, "__cuda_stream__")) return HandleOf(nb::int_(stream.attr("__cuda_stream__")()[1]));
+  throw nb::type_error(("stream is a " + TypeName(stream) + ", want a CUDA stream or its handle").c_str());
 }
 
 }  // namespace nsa::metadata::local

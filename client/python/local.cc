@@ -91,12 +91,16 @@ HostBackend HostBackendOf(std::string_view name) {
   return name == "reference" ? HostBackend::kReference : HostBackend::kCpu;
 }
 
-std::optional<Kernel> DeviceKernel(const std::optional<std::string>& name) {
-  if (!name.has_value()) return std::nullopt;
-  for (Kernel kernel : {Kernel::kLinear, Kernel::kBinary, Kernel::kRows, Kernel::kTile}) {
-    if (kernels::KernelName(kernel) == *name) return kernel;
+std::optional<Kernel> DeviceKernel(nb::handle given) {
+  if (given.is_none()) return std::nullopt;
+  std::string name;
+  if (nb::try_cast(given, name)) {
+    for (Kernel kernel : {Kernel::kLinear, Kernel::kBinary, Kernel::kRows, Kernel::kTile}) {
+      if (kernels::KernelName(kernel) == name) return kernel;
+    }
   }
-  throw std::invalid_argument("kernel is '" + *name + "', want one of linear, binary, rows, tile");
+  throw std::invalid_argument(std::string("kernel is ") + nb::repr(given).c_str() +
+                              ", want one of linear, binary, rows, tile");
 }
 
 // `asked`: whether an output needs it.
@@ -164,10 +168,9 @@ FoundJob JobOf(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_i
 
 // nsa_metadata.local._fill: `backend_of` says for a device, or for None, what computes.
 std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_index_topk,
-                            nb::tuple outputs, int mode, const std::optional<std::string>& kernel_name,
-                            nb::handle stream, bool synchronize, nb::handle backend_of) {
+                            nb::tuple outputs, int mode, nb::handle kernel_name, nb::handle stream, bool synchronize,
+                            nb::handle backend_of) {
   auto [job, where] = JobOf(extend_seq_lens, seq_lens, nsa_index_topk, outputs, mode);
-  const std::optional<Kernel> kernel = DeviceKernel(kernel_name);
   if (where.kind == kHostMemory) {
     const auto backend = HostBackendOf(nb::cast<std::string>(backend_of(nb::none())[0]));
     const nb::gil_scoped_release released;
@@ -183,6 +186,7 @@ std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb:
   }
   const uintptr_t handle = StreamOf(stream, extend_seq_lens, where.device);
   const auto backend = nb::cast<std::string>(backend_of(where.device)[0]);
+  const std::optional<Kernel> kernel = backend == "cuda" ? DeviceKernel(kernel_name) : std::nullopt;
   // Without an output that has tokens there is none to write.
   const bool by_token = job.spec.outputs.HasAny(kTokenOutputs);
   job.capacity = by_token ? std::min(job.capacity, kMostDeviceTokens) : 0;
@@ -202,8 +206,8 @@ NB_MODULE(_local, module) {
     Device found = LookAtDevice(device);
     return std::make_tuple(std::move(found.unusable), std::move(found.tier), std::move(found.name));
   });
-  module.def("fill", &Fill, nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg(), nb::arg().none(), nb::arg().none(),
-             nb::arg(), nb::arg());
+  const auto any = nb::arg().none();
+  module.def("fill", &Fill, any, any, any, nb::arg(), nb::arg(), any, any, nb::arg(), nb::arg());
 }
 
 }  // namespace nsa::metadata::local

@@ -1,4 +1,4 @@
-// What nsa_metadata._local does, on the host and on CUDA devices. nsa_metadata.local has the checks of what arrays are.
+// What nsa_metadata._local does, on the host and on CUDA devices.
 #pragma once
 
 #include <array>

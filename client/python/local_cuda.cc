@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -144,13 +145,22 @@ class Workspace {
     uint64_t flags[kMostFlags];
   };
 
-  // Looks for some 50 us. Who has to wait longer asks the stream, which says of errors, and may let the processor go.
+  // Looks for a while. Who has to wait longer asks the stream, which says of errors, and may let the processor go.
   static bool AreSet(uint64_t* flags, uint64_t value, int64_t blocks) {
+    constexpr std::chrono::microseconds kWhile(50);
+    constexpr int64_t kLooksBetweenClocks = 1 << 10;
+    std::chrono::steady_clock::time_point end;
     int64_t looks = 0;
     for (int64_t block = 0; block < blocks; ++block) {
       const std::atomic_ref<uint64_t> flag(flags[block]);
       while (flag.load(std::memory_order_acquire) != value) {
-        if (++looks == int64_t{1} << 14) return false;
+        if (looks++ % kLooksBetweenClocks != 0) continue;
+        const auto now = std::chrono::steady_clock::now();
+        if (looks == 1) {
+          end = now + kWhile;
+        } else if (now >= end) {
+          return false;
+        }
       }
     }
     return true;

@@ -130,15 +130,15 @@ def from_python(found):
     if "local" not in found:
         return
     print("\n## From Python\n\n`nsa_metadata.local.fill_draft_extend_metadata_adaptive`, which waits by itself, into arrays that are there, and how "
-          "many times as long others take for the same, with torch.cuda.synchronize(): plain Python, which has to make its arrays; the "
+          "many times as long others take for the same, with the current stream's synchronize(): plain Python, which makes its arrays; the "
           "Triton kernel and the founding extension into the same arrays. Beside it: with synchronize=False and "
-          "torch.cuda.synchronize(), with arrays made for each call, and torch.cuda.synchronize() alone.\n")
+          "that synchronize(), with arrays made for each call, and that synchronize() alone.\n")
     limits = {"plain": 10, "triton": 2, "founding_extension": 1.5}
-    table = Table("sequences", "tokens", "local us", *limits, "launched us", "made us", "synchronize us")
+    table = Table("sequences", "tokens", "local us", *limits, "launched us", "of it the founding extension", "made us", "synchronize us")
     for line in found["local"]:
         us = line["us"]
         cells = [bound(us[name] / us["local"], least, at_most=False) for name, least in limits.items()]
-        table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us["local"], *cells, us["local_launched"], us["local_made"], us["synchronize"])
+        table.row(f"{line['num_sequences']:,}", f"{line['tokens']:,}", us["local"], *cells, us["local_launched"], us["founding_extension"] / us["local_launched"], us["local_made"], us["synchronize"])
 
 
 def fitted(lines, kernel_of):

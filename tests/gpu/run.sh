@@ -69,7 +69,7 @@ LD_LIBRARY_PATH=$installed/lib bin=$installed/ptx stage ptx-only-backends gtest 
 LD_LIBRARY_PATH=$installed/lib bin=$installed/ptx stage ptx-only-launchers gtest cuda_test '*'
 few='*KnownAnswer*cuda*:*AnyNumberOfSequences*cuda*:*NotAsked*cuda*'
 for tool in memcheck racecheck initcheck synccheck; do
-  stage "$tool-launchers" sanitize "$tool" cuda_test '*KnownAnswer*:*Capacity*:*Negative*'
+  stage "$tool-launchers" sanitize "$tool" cuda_test '*KnownAnswer*:*Capacity*:*Negative*:*Flags*'
   stage "$tool-backends" sanitize "$tool" kernels_test "$few"
 done
 # Of nothing but what is skipped pytest says 5.

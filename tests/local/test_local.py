@@ -199,6 +199,19 @@ def test_outputs_that_cant_be_written_are_refused_by_name(make, error):
         )
 
 
+def test_a_kernel_of_the_devices_is_not_looked_at_on_the_host():
+    q, s, out = (np.array(x, np.int32) for x in ([3, 2], [10, 4], [0] * 5))
+    assert local.fill_draft_extend_metadata(q, s, 9, out, None, mode="causal", kernel="none of them") == 5
+    assert out.tolist() == [8, 9, 10, 3, 4]
+
+
+def test_what_is_no_array_is_named():
+    q, out = np.array([3], np.int32), np.zeros(3, np.int32)
+    for s, said in ((None, "NoneType"), (7, "int"), ([7], "list")):
+        with pytest.raises(TypeError, match=f"seq_lens is a {said}, want an array with DLPack"):
+            local.fill_draft_extend_metadata_adaptive(q, s, 9, out, None, mode="causal")
+
+
 def test_threads_expand_at_the_same_time():
     wrong = []
 

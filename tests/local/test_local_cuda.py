@@ -165,27 +165,77 @@ def test_any_array_with_dlpack_is_taken():
     assert out["seqlens_expanded"].tolist() == [8, 9, 10, 3, 4]
 
 
+class ByItsTable(torch.Tensor):
+    """Has nothing to be known by but its type's functions in C."""
+
+    def refuse(self, *_, **__):
+        raise AssertionError("looked at by attribute")
+
+    dtype = device = property(refuse)
+    data_ptr = dim = numel = is_contiguous = __dlpack__ = __dlpack_device__ = refuse
+
+
 class OfOlderTorch(torch.Tensor):
-    """Has no table of functions in C, and no DLPack either: its attributes are what there is."""
+    """Has no such functions, and no DLPack either: its attributes are what there is."""
 
     __dlpack_c_exchange_api__ = None
-    __dlpack__ = None
+    __dlpack__ = __dlpack_device__ = None
 
 
-def test_tensors_are_taken_with_and_without_a_table_of_functions_in_c():
-    for kind in (torch.Tensor, OfOlderTorch):
-        q, s, out = (x.as_subclass(kind) for x in (on_device([3, 2]), on_device([10, 4]), on_device([MARKER] * 6)))
-        stream = torch.cuda.Stream()
-        torch.cuda.synchronize()
-        with torch.cuda.stream(stream):
-            assert fill(q, s, {"seqlens_expanded": out}, "causal") == 5, kind
-        assert out.tolist() == [8, 9, 10, 3, 4, MARKER], kind
-        for wrong in (q.to(torch.int64), q[:1].expand(2), q.reshape(1, 2)):
-            with pytest.raises(ValueError, match="extend_seq_lens is no contiguous int32 array of one dimension"):
-                fill(wrong, s, {"seqlens_expanded": out}, "causal")
-        assert fill(q[1:], s[1:], {"seqlens_expanded": out[3:]}, "causal") == 2, kind
-        assert out.tolist() == [8, 9, 10, 3, 4, MARKER], kind
-    assert hasattr(torch.Tensor, "__dlpack_c_exchange_api__"), "nothing was taken by it"
+@pytest.mark.parametrize("kind", [torch.Tensor, ByItsTable, OfOlderTorch])
+def test_tensors_are_taken_with_and_without_functions_in_c(kind):
+    stream = torch.cuda.Stream()
+    on_q, on_s = on_device([3, 2]), on_device([10, 4])
+    late_q, late_s, out = on_device([0, 0]), on_device([0, 0]), on_device([MARKER] * 6)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late_q.copy_(on_q)
+        late_s.copy_(on_s)
+        named = {"seqlens_expanded": out.as_subclass(kind)}
+        assert fill(late_q.as_subclass(kind), late_s.as_subclass(kind), named, "causal") == 5
+    assert out.tolist() == [8, 9, 10, 3, 4, MARKER]
+    for wrong in (on_q.to(torch.int64), on_q[:1].expand(2), on_q.reshape(1, 2)):
+        with pytest.raises(ValueError, match="extend_seq_lens is no contiguous int32 array of one dimension"):
+            fill(wrong.as_subclass(kind), on_s.as_subclass(kind), {"seqlens_expanded": out}, "causal")
+    assert fill(on_q[1:].as_subclass(kind), on_s[1:].as_subclass(kind), {"seqlens_expanded": out[3:].as_subclass(kind)}, "causal") == 2
+    assert out.tolist() == [8, 9, 10, 3, 4, MARKER]
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, ByItsTable, OfOlderTorch])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_tensors_of_the_hosts_are_taken(kind, pinned):
+    q, s, out = (torch.tensor(x, dtype=torch.int32, pin_memory=pinned) for x in ([3, 2], [10, 4], [MARKER] * 6))
+    assert fill(q.as_subclass(kind), s.as_subclass(kind), {"seqlens_expanded": out.as_subclass(kind)}, "causal") == 5
+    assert out.tolist() == [8, 9, 10, 3, 4, MARKER]
+
+
+def test_room_for_more_tokens_than_blocks_have_flags():
+    q, s = lengths(16, seed=11)
+    out = marked(16, 40_000_000, names=["seqlens_expanded"])
+    for kernel in KERNELS:
+        assert fill(on_device(q), on_device(s), out, "causal", kernel) == q.sum()
+        assert_right(out, q, s, "causal")
+        out["seqlens_expanded"].fill_(MARKER)
+
+
+def test_calls_on_different_streams_follow_each_other():
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    requests = [lengths(n, seed=n) for n in (7, 500)]
+    on = [tuple(map(on_device, request)) for request in requests]
+    outs = [marked(len(q), int(q.sum())) for q, _ in requests]
+    torch.cuda.synchronize()
+    for _ in range(500):
+        for stream, arrays, out, (q, _) in zip(streams, on, outs, requests, strict=True):
+            assert fill(*arrays, out, "repeat", stream=stream) == q.sum()
+    for out, (q, s) in zip(outs, requests, strict=True):
+        assert_right(out, q, s, "repeat")
+
+
+def test_a_kernel_that_there_is_not_is_refused():
+    for kernel in ("fastest", 3):
+        with pytest.raises(ValueError, match=f"kernel is {kernel!r}, want one of linear, binary, rows, tile"):
+            local.fill_draft_extend_metadata(on_device([3]), on_device([5]), 9, on_device([0] * 3), None, mode="causal", kernel=kernel)
 
 
 def test_a_stream_that_is_none_is_refused():

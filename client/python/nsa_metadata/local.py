@@ -117,8 +117,8 @@ def fill_draft_extend_metadata(
         asked. What is past the tokens is left as it was.
     mode: has no default: engines differ in it; SGLang's draft_extend is "causal".
     kernel: the device's; where the host computes it is not looked at.
-    stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: torch's
-        current one for its tensors, else the default stream. What the arrays' writers still do has to be before it in
+    stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: the
+        current one of torch, or of what else the lengths are of and says it, else the default stream. What the arrays' writers still do has to be before it in
         the stream's order.
     synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
         that find no room are not written then, and nobody is told. Where the host computes for a device it waits all
@@ -194,7 +194,7 @@ def _fill(
 ) -> int | None:
     """`out`: of OUTPUTS, None where one is not asked."""
     number = number_of("mode", mode, MODES)
-    return _local.fill(extend_seq_lens, seq_lens, nsa_index_topk, out, number, kernel, stream, synchronize, backend_of)
+    return _local.fill(extend_seq_lens, seq_lens, nsa_index_topk, out, number, kernel, stream, bool(synchronize), backend_of)
 
 
 def _by_name(arrays: dict[Output, Any]) -> tuple[Any, ...]:

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <memory>
 #include <random>
 #include <string>
@@ -10,6 +12,7 @@
 
 #include "kernels/cuda/draft_extend_metadata.h"
 #include "kernels/cuda/handles.h"
+#include "kernels/cuda/launch.h"
 #include "tests/support/golden.h"
 #include "tests/support/requests.h"
 
@@ -92,6 +95,8 @@ class DeviceTest : public ::testing::Test {
 
   Stream stream_;
 };
+
+class KernelsTest : public DeviceTest, public ::testing::WithParamInterface<Kernel> {};
 
 class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<Launcher> {
  protected:
@@ -292,6 +297,44 @@ TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
   }
 }
 
+TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
+  constexpr uint64_t kValue = 7;
+  constexpr int64_t kCapacity = 50'000;
+  void* memory = nullptr;
+  const Kernel kernel = GetParam();
+  for (size_t num_sequences : kWays) {
+    const int64_t blocks = NumBlocks(kernel, static_cast<int64_t>(num_sequences), kCapacity);
+    ASSERT_CUDA_OK(cudaHostAlloc(&memory, (blocks + 1) * sizeof(uint64_t), cudaHostAllocMapped));
+    const PinnedMemory flags(memory);
+    auto* const flag = static_cast<uint64_t*>(memory);
+    std::fill(flag, flag + blocks + 1, 0);
+    const DeviceArray lengths(std::vector<int32_t>(num_sequences, 40));
+    const DeviceArray expanded(std::vector<int32_t>(kCapacity, kMarker));
+    const DeviceArray workspace(
+        std::vector<int32_t>(DraftExtendWorkspaceBytes(static_cast<int64_t>(num_sequences)) / sizeof(int32_t)));
+    DraftExtendMetadata metadata = {.extend_seq_lens = lengths.data(),
+                                    .seq_lens = lengths.data(),
+                                    .num_sequences = static_cast<int64_t>(num_sequences),
+                                    .out = {},
+                                    .capacity = kCapacity,
+                                    .workspace = workspace.data()};
+    metadata.out[0] = expanded.data();
+    ASSERT_CUDA_OK(LaunchDraftExtendMetadata(metadata, kernel, stream_.get(), {.flags = flag, .value = kValue}));
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    for (int64_t block = 0; block < blocks; ++block) {
+      while (std::atomic_ref<uint64_t>(flag[block]).load(std::memory_order_acquire) != kValue) {
+        ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "block " << block << " of " << blocks;
+      }
+    }
+    // On another stream than the kernel's, which nobody has waited for.
+    std::vector<int32_t> want(40 * std::min<size_t>(num_sequences, kCapacity / 40), 40);
+    want.resize(kCapacity, kMarker);
+    EXPECT_EQ(expanded.Values(), want) << num_sequences << " sequences";
+    ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
+    EXPECT_EQ(flag[blocks], 0U) << "behind the flags";
+  }
+}
+
 TEST_F(DeviceTest, AKernelThatIsNotTheDevicesIsRefusedBeforeAnythingIsLaunched) {
   const DeviceArray workspace(std::vector<int32_t>(64, kMarker));
   const DeviceArray lengths(std::vector<int32_t>(4, 1));
@@ -305,6 +348,9 @@ TEST_F(DeviceTest, AKernelThatIsNotTheDevicesIsRefusedBeforeAnythingIsLaunched) 
   EXPECT_EQ(workspace.Values(), std::vector<int32_t>(64, kMarker));
 }
 
+INSTANTIATE_TEST_SUITE_P(Kernels, KernelsTest,
+                         ::testing::Values(Kernel::kLinear, Kernel::kBinary, Kernel::kRows, Kernel::kTile),
+                         [](const auto& info) { return std::string(KernelName(info.param)); });
 INSTANTIATE_TEST_SUITE_P(Kernels, LaunchersTest, ::testing::ValuesIn(kLaunchers),
                          [](const auto& info) { return std::string(info.param.name); });
 
