@@ -79,7 +79,7 @@ Array ArrayOfView(const dltensor& view, const char* name) {
                  view.device.device_id);
 }
 
-// By its attributes, for torch before 2.11, and for what its table doesn't say.
+// By its attributes: for torch whose tensors have no such functions, and to say on which device they can't be taken.
 Array ArrayOfTensor(nb::handle tensor, nb::handle torch, const char* name) {
   if (!tensor.attr("dtype").is(torch.attr("int32")) || nb::cast<int>(tensor.attr("dim")()) != 1 ||
       !nb::cast<bool>(tensor.attr("is_contiguous")())) {
@@ -120,7 +120,7 @@ uintptr_t HandleOf(nb::handle integer) {
 Array ArrayOf(nb::handle object, const char* name, bool to_write) {
   const Known& known = KnownOf(object);
   const bool is_tensor = known.is_tensor;
-  // It doesn't say whether the array may be written; a tensor may.
+  // A view doesn't say whether its array may be written; a tensor may.
   if (const ExchangeApi* api = known.api; api != nullptr && api->view != nullptr && (!to_write || is_tensor)) {
     dltensor view;
     if (api->view(object.ptr(), &view) != 0) {

@@ -77,7 +77,6 @@ int64_t ExpandOnHost(const Job& job, HostBackend backend) {
 
 namespace {
 
-constexpr int64_t kMostDeviceTokens = int64_t{1} << 29;
 // Those of which a token has a value.
 constexpr kernels::OutputSet kTokenOutputs = {Output::kSeqlensExpanded,
                                               Output::kNsaCacheSeqlens,
@@ -114,8 +113,9 @@ int32_t TopKOf(nb::handle given, bool asked) {
                                 std::to_string(kInt32Max));
   }
   if (overflow == 0 && top_k >= 1) return static_cast<int32_t>(top_k);
-  if (asked)
+  if (asked) {
     throw std::invalid_argument(std::string("nsa_index_topk is ") + nb::str(index).c_str() + ", want at least 1");
+  }
   return 0;
 }
 
@@ -189,7 +189,7 @@ std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb:
   const std::optional<Kernel> kernel = backend == "cuda" ? DeviceKernel(kernel_name) : std::nullopt;
   // Without an output that has tokens there is none to write.
   const bool by_token = job.spec.outputs.HasAny(kTokenOutputs);
-  job.capacity = by_token ? std::min(job.capacity, kMostDeviceTokens) : 0;
+  job.capacity = by_token ? std::min(job.capacity, kMostOnDevice) : 0;
   const nb::gil_scoped_release released;
   const std::optional<int64_t> total = backend == "cuda"
                                            ? ExpandOnDevice(job, kernel, where.device, handle, synchronize)

@@ -11,6 +11,9 @@
 
 namespace nsa::metadata::local {
 
+// More sequences or tokens the device's launchers don't take.
+inline constexpr int64_t kMostOnDevice = int64_t{1} << 29;
+
 // One expansion. Addresses are those of contiguous int32 arrays in one place.
 struct Job {
   const int32_t* extend_seq_lens = nullptr;  // [num_sequences]

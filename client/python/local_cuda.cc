@@ -21,9 +21,6 @@ using kernels::Output;
 using kernels::cuda::DoneFlags;
 using kernels::cuda::DraftExtendMetadata;
 
-// More sequences or tokens the launchers don't take.
-constexpr int64_t kMost = int64_t{1} << 29;
-
 void Check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   cudaGetLastError();
@@ -222,14 +219,14 @@ DraftExtendMetadata MetadataOf(const Job& job) {
   metadata.nsa_index_topk = job.spec.nsa_index_topk;
   metadata.mode = job.spec.mode;
   metadata.out = job.out;
-  metadata.capacity = std::min(job.capacity, kMost);
+  metadata.capacity = std::min(job.capacity, kMostOnDevice);
   return metadata;
 }
 
 void CheckCount(int64_t num_sequences) {
-  if (num_sequences <= kMost) return;
+  if (num_sequences <= kMostOnDevice) return;
   throw std::invalid_argument("the lengths of " + std::to_string(num_sequences) + " sequences, want at most " +
-                              std::to_string(kMost));
+                              std::to_string(kMostOnDevice));
 }
 
 void CheckNotCapturing(cudaStream_t stream, const char* want) {
@@ -304,9 +301,9 @@ int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, u
   for (int32_t& length : q) length = std::max(length, 0);
   for (int32_t& length : s) length = std::max(length, 0);
   const int64_t total_tokens = kernels::Sum(q);
-  if (total_tokens > kMost) {
+  if (total_tokens > kMostOnDevice) {
     throw std::invalid_argument("the sum of extend_seq_lens is " + std::to_string(total_tokens) + ", want at most " +
-                                std::to_string(kMost));
+                                std::to_string(kMostOnDevice));
   }
   Job on_host = job;
   on_host.extend_seq_lens = q.data();

@@ -134,7 +134,7 @@ def from_python(found):
           "Triton kernel and the founding extension into the same arrays. Beside it: with synchronize=False and "
           "that synchronize(), with arrays made for each call, and that synchronize() alone.\n")
     limits = {"plain": 10, "triton": 2, "founding_extension": 1.5}
-    table = Table("sequences", "tokens", "local us", *limits, "launched us", "of it the founding extension", "made us", "synchronize us")
+    table = Table("sequences", "tokens", "local us", *limits, "launched us", "the founding extension of that", "made us", "synchronize us")
     for line in found["local"]:
         us = line["us"]
         cells = [bound(us[name] / us["local"], least, at_most=False) for name, least in limits.items()]

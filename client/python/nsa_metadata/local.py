@@ -118,8 +118,8 @@ def fill_draft_extend_metadata(
     mode: has no default: engines differ in it; SGLang's draft_extend is "causal".
     kernel: the device's; where the host computes it is not looked at.
     stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: the
-        current one of torch, or of what else the lengths are of and says it, else the default stream. What the arrays' writers still do has to be before it in
-        the stream's order.
+        current one of torch, or of another framework whose the lengths are and that says it, else the default stream.
+        What the arrays' writers still do has to be before it in the stream's order.
     synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
         that find no room are not written then, and nobody is told. Where the host computes for a device it waits all
         the same, and can't be captured.
