@@ -6,11 +6,13 @@
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
+#include <array>
 #include <limits>
 #include <span>
 #include <stdexcept>
 #include <string_view>
 #include <tuple>
+#include <vector>
 
 #include "client/python/arrays.h"
 #include "kernels/cpu.h"
@@ -86,17 +88,34 @@ constexpr kernels::OutputSet kTokenOutputs = {Output::kSeqlensExpanded,
                                               Output::kKs,
                                               Output::kKe};
 
-HostBackend HostBackendOf(std::string_view name) {
-  return name == "reference" ? HostBackend::kReference : HostBackend::kCpu;
+// Whether an object of Python's is this string.
+bool Is(nb::handle given, std::string_view name) {
+  if (!PyUnicode_Check(given.ptr())) return false;
+  Py_ssize_t size = 0;
+  const char* const text = PyUnicode_AsUTF8AndSize(given.ptr(), &size);
+  if (text == nullptr) {
+    PyErr_Clear();  // a lone surrogate
+    return false;
+  }
+  return std::string_view(text, static_cast<size_t>(size)) == name;
+}
+
+bool IsTrue(nb::handle given) {
+  const int truth = PyObject_IsTrue(given.ptr());
+  if (truth < 0) throw nb::python_error();
+  return truth != 0;
+}
+
+kernels::SequenceMode ModeOf(nb::handle given) {
+  if (Is(given, "repeat")) return kernels::SequenceMode::kRepeat;
+  if (Is(given, "causal")) return kernels::SequenceMode::kCausal;
+  throw std::invalid_argument(std::string("mode is ") + nb::repr(given).c_str() + ", want one of repeat, causal");
 }
 
 std::optional<Kernel> DeviceKernel(nb::handle given) {
   if (given.is_none()) return std::nullopt;
-  std::string name;
-  if (nb::try_cast(given, name)) {
-    for (Kernel kernel : {Kernel::kLinear, Kernel::kBinary, Kernel::kRows, Kernel::kTile}) {
-      if (kernels::KernelName(kernel) == name) return kernel;
-    }
+  for (Kernel kernel : {Kernel::kLinear, Kernel::kBinary, Kernel::kRows, Kernel::kTile}) {
+    if (Is(given, kernels::KernelName(kernel))) return kernel;
   }
   throw std::invalid_argument(std::string("kernel is ") + nb::repr(given).c_str() +
                               ", want one of linear, binary, rows, tile");
@@ -119,7 +138,21 @@ int32_t TopKOf(nb::handle given, bool asked) {
   return 0;
 }
 
-// A job as Python has it, and where its arrays are.
+using Outputs = std::array<nb::handle, kernels::kNumOutputs>;
+
+// What fill_draft_extend_metadata gets, not looked at yet.
+struct Arguments {
+  nb::handle extend_seq_lens;
+  nb::handle seq_lens;
+  nb::handle nsa_index_topk;
+  Outputs outputs;  // None where one is not asked
+  nb::handle mode;
+  nb::handle kernel;
+  nb::handle stream;
+  nb::handle synchronize;
+};
+
+// Their job, and where its arrays are.
 struct FoundJob {
   Job job;
   Array extend_seq_lens;
@@ -129,19 +162,16 @@ void CheckBeside(const Array& array, const Array& first, const char* name) {
   if (!array.IsBeside(first)) throw std::invalid_argument(std::string(name) + " is not where extend_seq_lens is");
 }
 
-// `outputs`: of kAllOutputs, None where one is not asked.
-FoundJob JobOf(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_index_topk, nb::tuple outputs,
-               int mode) {
-  if (outputs.size() != kernels::kNumOutputs) throw std::invalid_argument("outputs are not as many as there are");
+FoundJob JobOf(const Arguments& arguments) {
   FoundJob found;
   Job& job = found.job;
-  job.spec.mode = static_cast<kernels::SequenceMode>(mode);
+  job.spec.mode = ModeOf(arguments.mode);
   for (Output output : kernels::kAllOutputs) {
-    if (!outputs[static_cast<size_t>(output)].is_none()) job.spec.outputs.Add(output);
+    if (!arguments.outputs[static_cast<size_t>(output)].is_none()) job.spec.outputs.Add(output);
   }
-  job.spec.nsa_index_topk = TopKOf(nsa_index_topk, job.spec.outputs.HasAny(kernels::kNsaOutputs));
-  const Array q = found.extend_seq_lens = ArrayOf(extend_seq_lens, "extend_seq_lens", false);
-  const Array s = ArrayOf(seq_lens, "seq_lens", false);
+  job.spec.nsa_index_topk = TopKOf(arguments.nsa_index_topk, job.spec.outputs.HasAny(kernels::kNsaOutputs));
+  const Array q = found.extend_seq_lens = ArrayOf(arguments.extend_seq_lens, "extend_seq_lens", false);
+  const Array s = ArrayOf(arguments.seq_lens, "seq_lens", false);
   if (q.length != s.length) {
     throw std::invalid_argument("extend_seq_lens has " + std::to_string(q.length) + " sequences, seq_lens " +
                                 std::to_string(s.length));
@@ -153,7 +183,7 @@ FoundJob JobOf(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_i
   job.capacity = kInt32Max;
   job.spec.outputs.ForEach([&](Output output) {
     const char* const name = kernels::OutputName(output);
-    const Array array = ArrayOf(outputs[static_cast<size_t>(output)], name, true);
+    const Array array = ArrayOf(arguments.outputs[static_cast<size_t>(output)], name, true);
     CheckBeside(array, q, name);
     const int64_t least = kernels::OutputLength(output, q.length, 0);
     if (array.length < least) {
@@ -166,13 +196,35 @@ FoundJob JobOf(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_i
   return found;
 }
 
-// nsa_metadata.local._fill: `backend_of` says for a device, or for None, what computes.
-std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb::handle nsa_index_topk,
-                            nb::tuple outputs, int mode, nb::handle kernel_name, nb::handle stream, bool synchronize,
-                            nb::handle backend_of) {
-  auto [job, where] = JobOf(extend_seq_lens, seq_lens, nsa_index_topk, outputs, mode);
+enum class Backend : uint8_t { kCuda, kCpu, kReference };
+constexpr int kHost = -1;
+
+// What nsa_metadata.local.backend_of says of a device, or of kHost; asked once, since it takes longer than a launch's
+// other steps.
+Backend BackendOf(int device) {
+  // Guarded by the GIL, and as old as the process.
+  static std::vector<std::optional<Backend>>& all = *new std::vector<std::optional<Backend>>;
+  const auto index = static_cast<size_t>(device - kHost);
+  if (index < all.size() && all[index].has_value()) return *all[index];
+  const nb::object argument = device == kHost ? nb::none() : nb::object(nb::int_(device));
+  const nb::object name = nb::module_::import_("nsa_metadata.local").attr("backend_of")(argument)[0];
+  const Backend backend = Is(name, "cuda")        ? Backend::kCuda
+                          : Is(name, "reference") ? Backend::kReference
+                                                  : Backend::kCpu;
+  if (index >= all.size()) all.resize(index + 1);
+  all[index] = backend;
+  return backend;
+}
+
+HostBackend HostBackendOf(Backend backend) {
+  return backend == Backend::kReference ? HostBackend::kReference : HostBackend::kCpu;
+}
+
+// nsa_metadata.local's functions that fill.
+std::optional<int64_t> Fill(const Arguments& arguments) {
+  auto [job, where] = JobOf(arguments);
   if (where.kind == kHostMemory) {
-    const auto backend = HostBackendOf(nb::cast<std::string>(backend_of(nb::none())[0]));
+    const HostBackend backend = HostBackendOf(BackendOf(kHost));
     const nb::gil_scoped_release released;
     return ExpandOnHost(job, backend);
   }
@@ -184,30 +236,95 @@ std::optional<int64_t> Fill(nb::handle extend_seq_lens, nb::handle seq_lens, nb:
     throw std::runtime_error(
         "the arrays are on a CUDA device, and nsa_metadata.local was built without CUDA: build it where nvcc is");
   }
-  const uintptr_t handle = StreamOf(stream, extend_seq_lens, where.device);
-  const auto backend = nb::cast<std::string>(backend_of(where.device)[0]);
-  const std::optional<Kernel> kernel = backend == "cuda" ? DeviceKernel(kernel_name) : std::nullopt;
+  const uintptr_t stream = StreamOf(arguments.stream, arguments.extend_seq_lens, where.device);
+  const Backend backend = BackendOf(where.device);
+  const std::optional<Kernel> kernel = backend == Backend::kCuda ? DeviceKernel(arguments.kernel) : std::nullopt;
   // Without an output that has tokens there is none to write.
   const bool by_token = job.spec.outputs.HasAny(kTokenOutputs);
   job.capacity = by_token ? std::min(job.capacity, kMostOnDevice) : 0;
+  const bool wait = IsTrue(arguments.synchronize);
   const nb::gil_scoped_release released;
-  const std::optional<int64_t> total = backend == "cuda"
-                                           ? ExpandOnDevice(job, kernel, where.device, handle, synchronize)
-                                           : ExpandOnHostForDevice(job, HostBackendOf(backend), where.device, handle);
+  const std::optional<int64_t> total = backend == Backend::kCuda
+                                           ? ExpandOnDevice(job, kernel, where.device, stream, wait)
+                                           : ExpandOnHostForDevice(job, HostBackendOf(backend), where.device, stream);
   if (total.has_value() && by_token && *total > job.capacity) RefuseTotal(*total, job.capacity);
-  return synchronize ? total : std::nullopt;
+  return wait ? total : std::nullopt;
 }
+
+// The functions' signatures and documentation, as Python's help shows them; the types are _local.pyi's.
+#define NSA_ARRAYS \
+  "extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, seqlens_expanded: Any, nsa_cache_seqlens: Any, *, "
+#define NSA_OPTIONAL                                                                                             \
+  "token_to_batch_idx: Any = None, positions: Any = None, cu_seqlens_q: Any = None, cu_seqlens_k: Any = None, "  \
+  "nsa_cu_seqlens_k: Any = None, ks: Any = None, ke: Any = None, stream: Any = None, synchronize: bool = True) " \
+  "-> int | None"
+constexpr const char* kFillSignature =
+    "def fill_draft_extend_metadata(" NSA_ARRAYS "mode: Mode, kernel: Kernel = \"binary\", " NSA_OPTIONAL;
+constexpr const char* kFillAdaptiveSignature =
+    "def fill_draft_extend_metadata_adaptive(" NSA_ARRAYS "mode: Mode, " NSA_OPTIONAL;
+#undef NSA_ARRAYS
+#undef NSA_OPTIONAL
+
+constexpr const char* kFillDoc = R"(Writes an expansion into the caller's arrays; returns its number of tokens.
+
+All arrays are contiguous, of int32 and of one dimension, in one place, with DLPack: torch's, cupy's, numpy's; those
+that are written have to be writable.
+
+extend_seq_lens, seq_lens: [num_sequences], tokens.
+nsa_index_topk: the bound in nsa_cache_seqlens; at least 1 where an output needs it.
+seqlens_expanded, nsa_cache_seqlens, and the others by name: room for at least as many tokens as there are
+    (nsa_cu_seqlens_k one more; cu_seqlens_q, cu_seqlens_k: num_sequences + 1), or None where an output is not
+    asked. What is past the tokens is left as it was.
+mode: "repeat" or "causal", without a default: engines differ in it; SGLang's draft_extend is "causal".
+kernel: "linear", "binary", "rows" or "tile", the device's; where the host computes it is not looked at.
+stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: the
+    current one of torch, or of another framework whose the lengths are and that says it, else the default stream.
+    What the arrays' writers still do has to be before it in the stream's order.
+synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
+    that find no room are not written then, and nobody is told. Where the host computes for a device it waits all
+    the same, and can't be captured.
+
+On a device lengths are not looked at from here: a negative one counts as 0, and values that pass int32 wrap. On the
+host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
+on a device once those that do are written. RuntimeError: a call of CUDA's failed.)";
+
+constexpr const char* kFillAdaptiveDoc =
+    "As fill_draft_extend_metadata, by the kernel that measured best for as many sequences and tokens as have room.";
 
 }  // namespace
 
 NB_MODULE(_local, module) {
-  module.doc() = "Arrays written in place, in this process. nsa_metadata.local says what computes, and documents it.";
+  module.doc() =
+      "Arrays written in place, in this process. nsa_metadata.local has its functions, and says what computes.";
   module.def("look_at_device", [](int device) {
     Device found = LookAtDevice(device);
     return std::make_tuple(std::move(found.unusable), std::move(found.tier), std::move(found.name));
   });
-  const auto any = nb::arg().none();
-  module.def("fill", &Fill, any, any, any, nb::arg(), nb::arg(), any, any, nb::arg(), nb::arg());
+  const auto given = [](const char* name) { return nb::arg(name).none(); };
+  const auto left_out = [](const char* name) { return nb::arg(name).none() = nb::none(); };
+  using Any = nb::handle;
+  module.def(
+      "fill_draft_extend_metadata",
+      [](Any q, Any s, Any top_k, Any expanded, Any cache, Any mode, Any kernel, Any to_batch, Any positions, Any cu_q,
+         Any cu_k, Any nsa_cu_k, Any ks, Any ke, Any stream, Any synchronize) {
+        const Outputs outputs = {expanded, cache, to_batch, positions, cu_q, cu_k, nsa_cu_k, ks, ke};
+        return Fill({q, s, top_k, outputs, mode, kernel, stream, synchronize});
+      },
+      kFillDoc, nb::sig(kFillSignature), given("extend_seq_lens"), given("seq_lens"), given("nsa_index_topk"),
+      given("seqlens_expanded"), given("nsa_cache_seqlens"), nb::kw_only(), given("mode"), nb::arg("kernel") = "binary",
+      left_out("token_to_batch_idx"), left_out("positions"), left_out("cu_seqlens_q"), left_out("cu_seqlens_k"),
+      left_out("nsa_cu_seqlens_k"), left_out("ks"), left_out("ke"), left_out("stream"), nb::arg("synchronize") = true);
+  module.def(
+      "fill_draft_extend_metadata_adaptive",
+      [](Any q, Any s, Any top_k, Any expanded, Any cache, Any mode, Any to_batch, Any positions, Any cu_q, Any cu_k,
+         Any nsa_cu_k, Any ks, Any ke, Any stream, Any synchronize) {
+        const Outputs outputs = {expanded, cache, to_batch, positions, cu_q, cu_k, nsa_cu_k, ks, ke};
+        return Fill({q, s, top_k, outputs, mode, nb::none(), stream, synchronize});
+      },
+      kFillAdaptiveDoc, nb::sig(kFillAdaptiveSignature), given("extend_seq_lens"), given("seq_lens"),
+      given("nsa_index_topk"), given("seqlens_expanded"), given("nsa_cache_seqlens"), nb::kw_only(), given("mode"),
+      left_out("token_to_batch_idx"), left_out("positions"), left_out("cu_seqlens_q"), left_out("cu_seqlens_k"),
+      left_out("nsa_cu_seqlens_k"), left_out("ks"), left_out("ke"), left_out("stream"), nb::arg("synchronize") = true);
 }
 
 }  // namespace nsa::metadata::local

@@ -230,6 +230,7 @@ void CheckCount(int64_t num_sequences) {
 }
 
 void CheckNotCapturing(cudaStream_t stream, const char* want) {
+  if (stream == nullptr) return;  // can't be captured
   cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
   CHECK_CUDA(cudaStreamIsCapturing(stream, &capturing));
   if (capturing == cudaStreamCaptureStatusNone) return;

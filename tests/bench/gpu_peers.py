@@ -122,10 +122,6 @@ def by_triton(_q, _s, q, s, total):
     return expanded, cache
 
 
-def by_local(q, s, expanded, cache, **more):
-    local.fill_draft_extend_metadata_adaptive(q, s, TOP_K, expanded, cache, mode="repeat", **more)
-
-
 def median_us(run, times, waits=False):
     """`waits`: it is over when it returns. What isn't is waited for by the quickest that Python has."""
     took = []
@@ -177,15 +173,16 @@ def main():
         print(json.dumps({"section": "peers", **shape, "us": us}), flush=True)
         if local is None:
             continue
+        fill = local.fill_draft_extend_metadata_adaptive
         # Into the same arrays again and again, as an engine does; but plain Python makes its own.
         expanded, cache = made(total)
         into = {
             "plain": anew["plain"],
             "triton": lambda: by_triton_into(q, on_q, on_s, total, expanded, cache),
             "founding_extension": lambda: extension.expand_into(on_q, on_s, total, TOP_K, expanded, cache),
-            "local": lambda: by_local(on_q, on_s, expanded, cache),
-            "local_launched": lambda: by_local(on_q, on_s, expanded, cache, synchronize=False),
-            "local_made": lambda: by_local(on_q, on_s, *made(total)),
+            "local": lambda: fill(on_q, on_s, TOP_K, expanded, cache, mode="repeat"),
+            "local_launched": lambda: fill(on_q, on_s, TOP_K, expanded, cache, mode="repeat", synchronize=False),
+            "local_made": lambda: fill(on_q, on_s, TOP_K, *made(total), mode="repeat"),
             "synchronize": lambda: None,
         }
         for name in ("triton", "founding_extension", "local", "local_launched"):

@@ -1,5 +1,6 @@
 """nsa_metadata.local on the host, with the package as it is installed: python -m pytest tests/local."""
 
+import ast
 import json
 import os
 import subprocess
@@ -132,6 +133,22 @@ def test_any_array_with_dlpack_is_taken(fill):
     out = np.full(5, MARKER, np.int32)
     assert fill(OnlyDlpack(q), OnlyDlpack(s), 8, OnlyDlpack(out), None, mode="causal") == 5
     assert out.tolist() == [8, 9, 10, 3, 4]
+
+
+@each_fill
+@pytest.mark.parametrize("more", [{}, {"mode": "causal", "mood": 1}])
+def test_mode_has_to_be_said_and_nothing_unknown(fill, more):
+    q = np.array([3], np.int32)
+    with pytest.raises(TypeError, match=r"mode: Mode, .*synchronize: bool = True"):
+        fill(q, q, 9, None, np.empty(3, np.int32), **more)
+
+
+@each_fill
+def test_help_has_the_signature_that_type_checkers_see(fill):
+    stub = ast.parse(Path(local.__file__).with_name("_local.pyi").read_text())
+    stated = next(node for node in stub.body if isinstance(node, ast.FunctionDef) and node.name == fill.__name__)
+    shown = ast.parse(f"def {fill.__doc__.splitlines()[0]}: ...").body[0]
+    assert ast.unparse(shown) == ast.unparse(stated)
 
 
 def test_lengths_may_be_read_only():

@@ -27,20 +27,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from nsa_metadata.enums import MODES, OUTPUTS, Mode, Output, number_of
+from nsa_metadata.enums import OUTPUTS, Mode, Output
 from nsa_metadata.expansion import Expansion
 from nsa_metadata.request import asked_outputs, int32_array
 
 try:
     from nsa_metadata import _local
+    from nsa_metadata._local import fill_draft_extend_metadata, fill_draft_extend_metadata_adaptive
 except ImportError as why:
     raise ImportError(f"this installation of nsa_metadata has no extension for nsa_metadata.local: {why}") from why
+
+__all__ = ["Backend", "Kernel", "backend_of", "expand", "fill_draft_extend_metadata", "fill_draft_extend_metadata_adaptive"]
 
 Backend = Literal["auto", "cuda", "cpu", "reference"]
 Kernel = Literal["linear", "binary", "rows", "tile"]
 
 _BACKENDS = ("auto", "cuda", "cpu", "reference")
 _BY_SEQUENCE = ("cu_seqlens_q", "cu_seqlens_k")
+_NOT_ASKED: dict[str, Any] = dict.fromkeys(OUTPUTS)
 _INT32_MAX = 2**31 - 1
 
 _log = logging.getLogger(__name__)
@@ -81,78 +85,9 @@ def expand(
         raise ValueError(f"the sum of extend_seq_lens is {total}, want at most {_INT32_MAX}")
     # A negative sum is refused below, by the length that is negative.
     lengths = {name: _length(name, len(q), max(total, 0)) for name in asked}
-    arrays = {name: np.empty(length, np.int32) for name, length in lengths.items()}
-    _fill(q, s, nsa_index_topk, mode, _by_name(arrays), kernel=None, stream=None, synchronize=True)
+    arrays: dict[str, Any] = {name: np.empty(length, np.int32) for name, length in lengths.items()}
+    fill_draft_extend_metadata_adaptive(q, s, nsa_index_topk, mode=mode, **{**_NOT_ASKED, **arrays})
     return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
-
-
-def fill_draft_extend_metadata(
-    extend_seq_lens: Any,
-    seq_lens: Any,
-    nsa_index_topk: int,
-    seqlens_expanded: Any,
-    nsa_cache_seqlens: Any,
-    *,
-    mode: Mode,
-    kernel: Kernel = "binary",
-    token_to_batch_idx: Any = None,
-    positions: Any = None,
-    cu_seqlens_q: Any = None,
-    cu_seqlens_k: Any = None,
-    nsa_cu_seqlens_k: Any = None,
-    ks: Any = None,
-    ke: Any = None,
-    stream: Any = None,
-    synchronize: bool = True,
-) -> int | None:
-    """Writes an expansion into the caller's arrays; returns its number of tokens.
-
-    All arrays are contiguous, of int32 and of one dimension, in one place, with DLPack: torch's, cupy's, numpy's; those
-    that are written have to be writable.
-
-    extend_seq_lens, seq_lens: [num_sequences], tokens.
-    nsa_index_topk: the bound in nsa_cache_seqlens; at least 1 where an output needs it.
-    seqlens_expanded, nsa_cache_seqlens, and the others by name: room for at least as many tokens as there are
-        (nsa_cu_seqlens_k one more; cu_seqlens_q, cu_seqlens_k: num_sequences + 1), or None where an output is not
-        asked. What is past the tokens is left as it was.
-    mode: has no default: engines differ in it; SGLang's draft_extend is "causal".
-    kernel: the device's; where the host computes it is not looked at.
-    stream: on a device, a stream of torch's, cupy's or CUDA Python's, or a cudaStream_t as an integer. None: the
-        current one of torch, or of another framework whose the lengths are and that says it, else the default stream.
-        What the arrays' writers still do has to be before it in the stream's order.
-    synchronize: False: returns None at once, as soon as it is launched, and can be captured in a CUDA graph; tokens
-        that find no room are not written then, and nobody is told. Where the host computes for a device it waits all
-        the same, and can't be captured.
-
-    On a device lengths are not looked at from here: a negative one counts as 0, and values that pass int32 wrap. On the
-    host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
-    on a device once those that do are written. RuntimeError: a call of CUDA's failed.
-    """
-    out = (seqlens_expanded, nsa_cache_seqlens, token_to_batch_idx, positions, cu_seqlens_q, cu_seqlens_k, nsa_cu_seqlens_k, ks, ke)
-    return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, kernel, stream, synchronize)
-
-
-def fill_draft_extend_metadata_adaptive(
-    extend_seq_lens: Any,
-    seq_lens: Any,
-    nsa_index_topk: int,
-    seqlens_expanded: Any,
-    nsa_cache_seqlens: Any,
-    *,
-    mode: Mode,
-    token_to_batch_idx: Any = None,
-    positions: Any = None,
-    cu_seqlens_q: Any = None,
-    cu_seqlens_k: Any = None,
-    nsa_cu_seqlens_k: Any = None,
-    ks: Any = None,
-    ke: Any = None,
-    stream: Any = None,
-    synchronize: bool = True,
-) -> int | None:
-    """As fill_draft_extend_metadata, by the kernel that measured best for as many sequences and tokens as have room."""
-    out = (seqlens_expanded, nsa_cache_seqlens, token_to_batch_idx, positions, cu_seqlens_q, cu_seqlens_k, nsa_cu_seqlens_k, ks, ke)
-    return _fill(extend_seq_lens, seq_lens, nsa_index_topk, mode, out, None, stream, synchronize)
 
 
 @functools.cache
@@ -182,25 +117,6 @@ def _length(output: str, num_sequences: int, total_tokens: int) -> int:
     return total_tokens + 1 if output == "nsa_cu_seqlens_k" else total_tokens
 
 
-def _fill(
-    extend_seq_lens: Any,
-    seq_lens: Any,
-    nsa_index_topk: int,
-    mode: Mode,
-    out: tuple[Any, ...],
-    kernel: Kernel | None,
-    stream: Any,
-    synchronize: bool,
-) -> int | None:
-    """`out`: of OUTPUTS, None where one is not asked."""
-    number = number_of("mode", mode, MODES)
-    return _local.fill(extend_seq_lens, seq_lens, nsa_index_topk, out, number, kernel, stream, bool(synchronize), backend_of)
-
-
-def _by_name(arrays: dict[Output, Any]) -> tuple[Any, ...]:
-    return tuple(arrays.get(name) for name in OUTPUTS)
-
-
 def _is_cuda_tensor(array: Any) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(array, torch.Tensor) and bool(array.is_cuda)
@@ -212,10 +128,10 @@ def _expand_tensors(extend_seq_lens: Any, seq_lens: Any, nsa_index_topk: int, mo
     q = _int32_tensor("extend_seq_lens", extend_seq_lens, device)
     s = _int32_tensor("seq_lens", torch.as_tensor(seq_lens, device=device), device)
     total = int(q.sum())
-    arrays = {
+    arrays: dict[str, Any] = {
         name: torch.empty(_length(name, q.numel(), total), dtype=torch.int32, device=device) for name in asked
     }
-    _fill(q, s, nsa_index_topk, mode, _by_name(arrays), kernel=None, stream=None, synchronize=True)
+    fill_draft_extend_metadata_adaptive(q, s, nsa_index_topk, mode=mode, **{**_NOT_ASKED, **arrays})
     return Expansion(request_id=0, total_tokens=total, mode=mode, timing=None, **arrays)
 
 
