@@ -1,9 +1,6 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -11,6 +8,7 @@
 
 #include "client/python/local.h"
 #include "kernels/cuda/draft_extend_metadata.h"
+#include "kernels/cuda/fill_workspace.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/measure.h"
 
@@ -18,8 +16,9 @@ namespace nsa::metadata::local {
 namespace {
 
 using kernels::Output;
-using kernels::cuda::DoneFlags;
+using kernels::cuda::BesideCaptures;
 using kernels::cuda::DraftExtendMetadata;
+using kernels::cuda::FillWorkspace;
 
 void Check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
@@ -66,133 +65,17 @@ class OnDevice {
   bool restore_ = false;
 };
 
-// Allocates and frees while another thread captures a graph, which else forbids it to all threads.
-class BesideCaptures {
- public:
-  BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~BesideCaptures() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  BesideCaptures(const BesideCaptures&) = delete;
-  BesideCaptures& operator=(const BesideCaptures&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-struct FreeDevice {
-  void operator()(void* memory) const {
-    const BesideCaptures beside;
-    cudaFree(memory);
-  }
-};
-struct FreePinned {
-  void operator()(void* memory) const {
-    const BesideCaptures beside;
-    cudaFreeHost(memory);
-  }
-};
-
-// What a thread's expansions on one device need. Each is over before the next begins.
-class Workspace {
- public:
-  // Of at least `bytes`. Where that is no more than the sum, the host's memory: the kernel writes it there itself.
-  void* Get(size_t bytes) {
-    if (shared_ == nullptr) {
-      const BesideCaptures beside;
-      void* pinned = nullptr;
-      CHECK_CUDA(cudaHostAlloc(&pinned, sizeof(Shared), cudaHostAllocMapped));
-      std::memset(pinned, 0, sizeof(Shared));
-      shared_.reset(pinned);
-      void* mapped = nullptr;
-      CHECK_CUDA(cudaHostGetDevicePointer(&mapped, pinned, 0));
-      mapped_ = static_cast<Shared*>(mapped);
-    }
-    if (bytes <= sizeof(int64_t)) return &mapped_->total;
-    if (bytes > scratch_bytes_) {
-      const BesideCaptures beside;
-      scratch_.reset();
-      scratch_bytes_ = 0;
-      void* memory = nullptr;
-      CHECK_CUDA(cudaMalloc(&memory, bytes));
-      scratch_.reset(memory);
-      scratch_bytes_ = bytes;
-    }
-    return scratch_.get();
-  }
-  // For an expansion with `workspace`, after Get. None where there would be too many to look at.
-  DoneFlags FlagsFor(const void* workspace, int64_t blocks) {
-    if (workspace != &mapped_->total || blocks > kMostFlags) return {};
-    return {.flags = mapped_->flags, .value = ++launches_};
-  }
-  // What the expansion has left in `workspace`, once all it wrote is there.
-  int64_t Total(const void* workspace, const DoneFlags& done, int64_t blocks, cudaStream_t stream) {
-    auto* const shared = static_cast<Shared*>(shared_.get());
-    if (done.flags != nullptr && AreSet(shared->flags, done.value, blocks)) return shared->total;
-    if (workspace != &mapped_->total) {
-      CHECK_CUDA(cudaMemcpyAsync(&shared->total, workspace, sizeof(int64_t), cudaMemcpyDeviceToHost, stream));
-    }
-    CHECK_CUDA(cudaStreamSynchronize(stream));
-    return shared->total;
-  }
-
- private:
-  static constexpr int64_t kMostFlags = 1024;
-  // The host's memory, which the device writes.
-  struct Shared {
-    int64_t total;
-    uint64_t flags[kMostFlags];
-  };
-
-  // Looks for a while. Who has to wait longer asks the stream, which says of errors, and may let the processor go.
-  static bool AreSet(uint64_t* flags, uint64_t value, int64_t blocks) {
-    constexpr std::chrono::microseconds kWhile(50);
-    constexpr int64_t kLooksBetweenClocks = 1 << 10;
-    std::chrono::steady_clock::time_point end;
-    int64_t looks = 0;
-    for (int64_t block = 0; block < blocks; ++block) {
-      const std::atomic_ref<uint64_t> flag(flags[block]);
-      while (flag.load(std::memory_order_acquire) != value) {
-        if (looks++ % kLooksBetweenClocks != 0) continue;
-        const auto now = std::chrono::steady_clock::now();
-        if (looks == 1) {
-          end = now + kWhile;
-        } else if (now >= end) {
-          return false;
-        }
-      }
-    }
-    return true;
-  }
-
-  std::unique_ptr<void, FreePinned> shared_;
-  Shared* mapped_ = nullptr;
-  uint64_t launches_ = 0;
-  std::unique_ptr<void, FreeDevice> scratch_;
-  size_t scratch_bytes_ = 0;
-};
-
-Workspace& WorkspaceOf(int device) {
-  thread_local std::vector<std::unique_ptr<Workspace>> workspaces;
+// What a thread's expansions on a device need.
+FillWorkspace& WorkspaceOf(int device) {
+  thread_local std::vector<std::unique_ptr<FillWorkspace>> workspaces;
   if (workspaces.size() <= static_cast<size_t>(device)) workspaces.resize(static_cast<size_t>(device) + 1);
-  std::unique_ptr<Workspace>& mine = workspaces[static_cast<size_t>(device)];
-  if (mine == nullptr) mine = std::make_unique<Workspace>();
+  std::unique_ptr<FillWorkspace>& mine = workspaces[static_cast<size_t>(device)];
+  if (mine == nullptr) mine = std::make_unique<FillWorkspace>();
   return *mine;
 }
 
-// Where expansions that nobody waits for leave their sum: one place a device, which nobody reads.
-void* UnreadSumOf(int device) {
-  static std::mutex mutex;
-  static std::vector<void*>& all = *new std::vector<void*>;
-  const std::lock_guard lock(mutex);
-  if (all.size() <= static_cast<size_t>(device)) all.resize(static_cast<size_t>(device) + 1);
-  void*& mine = all[static_cast<size_t>(device)];
-  if (mine == nullptr) {
-    const BesideCaptures beside;
-    CHECK_CUDA(cudaMalloc(&mine, sizeof(int64_t)));
-  }
-  return mine;
-}
-
-// Their scratch memory: a pool a device, which keeps what it has between one expansion and the next.
+// The scratch memory of expansions that nobody waits for: a pool a device, which keeps what it has between one
+// expansion and the next.
 cudaMemPool_t PoolOf(int device) {
   static std::mutex mutex;
   static std::vector<cudaMemPool_t>& all = *new std::vector<cudaMemPool_t>;
@@ -264,27 +147,20 @@ std::optional<int64_t> ExpandOnDevice(const Job& job, std::optional<kernels::Ker
   auto* const stream = reinterpret_cast<cudaStream_t>(stream_handle);
   DraftExtendMetadata metadata = MetadataOf(job);
   const kernels::Kernel chosen = kernel.has_value() ? *kernel : kernels::cuda::ChooseKernel(metadata);
-  const size_t bytes = kernels::cuda::DraftExtendWorkspaceBytes(job.num_sequences);
-  if (!wait && bytes <= sizeof(int64_t)) {
-    metadata.workspace = UnreadSumOf(device);
-    CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream));
-    return std::nullopt;
-  }
   if (!wait) {
+    const size_t bytes = kernels::cuda::DraftExtendWorkspaceBytes(job.num_sequences);
     // Memory in the stream's own order: it is there until the kernels are over, in a graph too.
-    CHECK_CUDA(cudaMallocFromPoolAsync(&metadata.workspace, bytes, PoolOf(device), stream));
+    if (bytes > 0) CHECK_CUDA(cudaMallocFromPoolAsync(&metadata.workspace, bytes, PoolOf(device), stream));
     const cudaError_t launched = kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream);
-    CHECK_CUDA(cudaFreeAsync(metadata.workspace, stream));
+    if (bytes > 0) CHECK_CUDA(cudaFreeAsync(metadata.workspace, stream));
     Check(launched, "LaunchDraftExtendMetadata");
     return std::nullopt;
   }
   CheckNotCapturing(stream, "want synchronize=False");
-  Workspace& workspace = WorkspaceOf(device);
-  metadata.workspace = workspace.Get(bytes);
-  const int64_t blocks = kernels::cuda::NumBlocks(chosen, metadata.num_sequences, metadata.capacity);
-  const DoneFlags done = workspace.FlagsFor(metadata.workspace, blocks);
-  CHECK_CUDA(kernels::cuda::LaunchDraftExtendMetadata(metadata, chosen, stream, done));
-  return workspace.Total(metadata.workspace, done, blocks, stream);
+  int64_t total_tokens = 0;
+  Check(kernels::cuda::FillDraftExtendMetadata(metadata, chosen, stream, WorkspaceOf(device), &total_tokens),
+        "FillDraftExtendMetadata");
+  return total_tokens;
 }
 
 int64_t ExpandOnHostForDevice(const Job& job, HostBackend backend, int device, uintptr_t stream_handle) {

@@ -102,7 +102,7 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Few& source) {
   if (blockIdx.x == 0 && warp == 0) {
     int64_t total = q;
     for (int32_t distance = 1; distance < kWarp; distance *= 2) total += __shfl_xor_sync(~0u, total, distance);
-    if (lane == 0) *source.total_tokens = total;
+    if (lane == 0 && source.total_tokens != nullptr) *source.total_tokens = total;
   }
   __syncwarp();
   return {.size = lengths.size,
@@ -110,6 +110,11 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Few& source) {
           .before = {.first_tokens = first_tokens[warp],
                      .sums_before = kFirstTwo ? nullptr : sums_before[warp],
                      .extend_seq_lens = all_q[warp]}};
+}
+
+template <typename Source>
+__device__ __forceinline__ void PutTotal(const Source& source, const Sums& total) {
+  if (blockIdx.x == 0 && threadIdx.x == 0 && source.total_tokens != nullptr) *source.total_tokens = total.tokens;
 }
 
 struct Fused {
@@ -122,7 +127,7 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Fused& source) {
   __shared__ int32_t first_tokens[kBlockSequences];
   __shared__ SumsBefore sums_before[kFirstTwo ? 1 : kBlockSequences];
   const Sums total = ScanBlock<kFirstTwo>(source.lengths, 0, Sums{}, first_tokens, sums_before);
-  if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
+  PutTotal(source, total);
   __syncthreads();
   return {.size = source.lengths.size,
           .arrays = ArraysOf(source.lengths),
@@ -203,7 +208,7 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
       chunks[threadIdx.x * kEach + i] = before;
       before = before + sums[i];
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0) *source.total_tokens = total.tokens;
+    PutTotal(source, total);
   }
   __syncthreads();
   return {.size = source.lengths.size,
@@ -229,8 +234,8 @@ bool CanLaunchEarly() {
   return can;
 }
 
-cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, const DoneFlags& done,
-                          cudaStream_t stream) {
+cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
+                          const DoneFlags& done, cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
   Chunked source = {.lengths = lengths,
                     .shift = 0,
@@ -240,7 +245,7 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
                     .sums_before = nullptr};
   while ((1 << source.shift) < kBlockSequences) ++source.shift;
   while ((int64_t{kMostChunks} << source.shift) < num_sequences) ++source.shift;
-  source.chunks = reinterpret_cast<Sums*>(total_tokens + 1);
+  source.chunks = static_cast<Sums*>(workspace);
   source.sums_before = reinterpret_cast<SumsBefore*>(source.chunks + kMostChunks);
   source.first_tokens = reinterpret_cast<int32_t*>(source.sums_before + num_sequences);
   const auto blocks = static_cast<unsigned>((num_sequences + (1 << source.shift) - 1) >> source.shift);
@@ -255,16 +260,15 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
 }  // namespace
 
 size_t SumsWorkspaceBytes(int32_t num_sequences) {
-  if (num_sequences <= kMostFusedSequences) return sizeof(int64_t);
-  return sizeof(int64_t) + kMostChunks * sizeof(Sums) +
-         static_cast<size_t>(num_sequences) * (sizeof(SumsBefore) + sizeof(int32_t));
+  if (num_sequences <= kMostFusedSequences) return 0;
+  return kMostChunks * sizeof(Sums) + static_cast<size_t>(num_sequences) * (sizeof(SumsBefore) + sizeof(int32_t));
 }
 
-cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, const DoneFlags& done,
-                              cudaStream_t stream) {
-  auto* const total_tokens = static_cast<int64_t*>(workspace);
-  if (lengths.size.num_sequences > kMostFusedSequences)
-    return LaunchChunked(kernel, lengths, total_tokens, done, stream);
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
+                              const DoneFlags& done, cudaStream_t stream) {
+  if (lengths.size.num_sequences > kMostFusedSequences) {
+    return LaunchChunked(kernel, lengths, total_tokens, workspace, done, stream);
+  }
   if (lengths.size.num_sequences > kWarp) {
     const Fused source = {.lengths = lengths, .total_tokens = total_tokens};
     return Launch<Fused, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream);

@@ -22,12 +22,13 @@ struct DeviceLengths {
 // Up to this many sequences each block computes the sums for itself, in one launch with the expansion.
 inline constexpr int32_t kMostFusedSequences = 1024;
 
+// None for those.
 size_t SumsWorkspaceBytes(int32_t num_sequences);
 
-// Expands by `kernel` on `stream`. The workspace, 8-byte aligned, begins with the sum of extend_seq_lens, an int64,
-// afterwards. The blocks of the last launch, NumBlocks of `lengths.size`, set `done`. Asynchronous; returns the first
-// launch's error.
-cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, void* workspace, const DoneFlags& done,
-                              cudaStream_t stream);
+// Expands by `kernel` on `stream`. `total_tokens`, where the sum of extend_seq_lens goes, may be null. The workspace is
+// 8-byte aligned. The blocks of the last launch, NumBlocks of `lengths.size`, set `done`. Asynchronous; returns the
+// first launch's error.
+cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
+                              const DoneFlags& done, cudaStream_t stream);
 
 }  // namespace nsa::metadata::kernels::cuda

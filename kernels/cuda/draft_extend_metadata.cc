@@ -16,8 +16,13 @@ bool IsDeviceKernel(Kernel kernel) {
   return kernel == Kernel::kLinear || kernel == Kernel::kBinary || kernel == Kernel::kRows || kernel == Kernel::kTile;
 }
 
+bool AreCounts(const DraftExtendMetadata& metadata) {
+  return IsCount(metadata.num_sequences) && IsCount(metadata.capacity);
+}
+
 bool Valid(const DraftExtendMetadata& metadata) {
-  if (!IsCount(metadata.num_sequences) || !IsCount(metadata.capacity) || metadata.workspace == nullptr) return false;
+  if (!AreCounts(metadata)) return false;
+  if (metadata.workspace == nullptr && DraftExtendWorkspaceBytes(metadata.num_sequences) > 0) return false;
   const bool has_lengths = metadata.extend_seq_lens != nullptr && metadata.seq_lens != nullptr;
   return has_lengths || metadata.num_sequences == 0;
 }
@@ -45,16 +50,25 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
   lengths.request.nsa_index_topk = metadata.nsa_index_topk;
   lengths.request.mode = metadata.mode;
   std::copy(metadata.out.begin(), metadata.out.end(), lengths.request.out);
-  return LaunchFromLengths(kernel, lengths, metadata.workspace, done, stream);
+  return LaunchFromLengths(kernel, lengths, metadata.total_tokens, metadata.workspace, done, stream);
 }
 
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
-                                    int64_t* total_tokens) {
-  cudaError_t error = LaunchDraftExtendMetadata(metadata, kernel, stream);
-  if (error == cudaSuccess) {
-    error = cudaMemcpyAsync(total_tokens, metadata.workspace, sizeof *total_tokens, cudaMemcpyDeviceToHost, stream);
+                                    FillWorkspace& workspace, int64_t* total_tokens) {
+  if (!AreCounts(metadata) || !IsDeviceKernel(kernel)) return cudaErrorInvalidValue;
+  if (const cudaError_t error = workspace.Prepare(DraftExtendWorkspaceBytes(metadata.num_sequences));
+      error != cudaSuccess) {
+    return error;
   }
-  return error == cudaSuccess ? cudaStreamSynchronize(stream) : error;
+  DraftExtendMetadata launched = metadata;
+  launched.total_tokens = workspace.total_tokens();
+  launched.workspace = workspace.scratch();
+  const int64_t blocks = NumBlocks(kernel, metadata.num_sequences, metadata.capacity);
+  const DoneFlags done = workspace.NextFlags(blocks);
+  if (const cudaError_t error = LaunchDraftExtendMetadata(launched, kernel, stream, done); error != cudaSuccess) {
+    return error;
+  }
+  return workspace.Wait(done, blocks, stream, total_tokens);
 }
 
 Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan) {
@@ -65,8 +79,8 @@ Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan)
 }
 
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
-                                            int64_t* total_tokens, const LaunchPlan& plan) {
-  return FillDraftExtendMetadata(metadata, ChooseKernel(metadata, plan), stream, total_tokens);
+                                            FillWorkspace& workspace, int64_t* total_tokens, const LaunchPlan& plan) {
+  return FillDraftExtendMetadata(metadata, ChooseKernel(metadata, plan), stream, workspace, total_tokens);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/fill_workspace.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/launch_plan.h"
 #include "kernels/packed_batch.h"
@@ -26,32 +27,35 @@ struct DraftExtendMetadata {
   OutputPointers out = {};
   // Tokens. Those at and after this one are not written.
   int64_t capacity = 0;
-  // DraftExtendWorkspaceBytes(num_sequences) bytes, 8-byte aligned.
+  // Where the sum of extend_seq_lens goes, or null. It may pass `capacity`: then that many tokens would have been
+  // needed. The host's memory, mapped, will do.
+  int64_t* total_tokens = nullptr;
+  // DraftExtendWorkspaceBytes(num_sequences) bytes, 8-byte aligned; null where these are none.
   void* workspace = nullptr;
 };
 
-// For num_sequences up to 2^29, not negative.
+// For num_sequences up to 2^29, not negative. 0 up to 1,024.
 size_t DraftExtendWorkspaceBytes(int64_t num_sequences);
 
-// Expands on `stream` by `kernel`, one of kLinear, kBinary, kRows and kTile. The workspace then begins with the sum of
-// extend_seq_lens, an int64, which may pass `capacity`: then that many tokens would have been needed. Asynchronous: can
-// be captured in a graph. Thread-safe for different workspaces. Returns the first launch's error;
-// cudaErrorInvalidValue for a count that is negative or more than 2^29, another kernel, or a null length array or
-// workspace where one is needed. `done`: flags for NumBlocks(kernel, num_sequences, capacity) blocks, for a host that
-// looks at them: that is 2 us sooner than to wait for the stream (H100).
+// Expands on `stream` by `kernel`, one of kLinear, kBinary, kRows and kTile. Asynchronous: can be captured in a graph.
+// Thread-safe for different workspaces. Returns the first launch's error; cudaErrorInvalidValue for a count that is
+// negative or more than 2^29, another kernel, or a null length array or workspace where one is needed. `done`: flags
+// for NumBlocks(kernel, num_sequences, capacity) blocks, for a host that looks at them: of up to 16 blocks that is 1 us
+// sooner than to wait for the stream (H100).
 cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                       const DoneFlags& done = {});
 
-// The same, with that sum in `*total_tokens`. Synchronises with the stream. Returns the first CUDA error, after which
-// the outputs are undefined.
+// The same, and waits: `*total_tokens` is the sum. metadata's own total_tokens and workspace are not looked at.
+// Returns the first CUDA error, after which the outputs are undefined.
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
-                                    int64_t* total_tokens);
+                                    FillWorkspace& workspace, int64_t* total_tokens);
 
 // The kernel that `plan` chooses for as many tokens as there is room for.
 Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan = {});
 
 // As above, by that kernel.
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,
-                                            int64_t* total_tokens, const LaunchPlan& plan = {});
+                                            FillWorkspace& workspace, int64_t* total_tokens,
+                                            const LaunchPlan& plan = {});
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -371,7 +371,8 @@ class DeviceToDevice {
     Print(section, fields, subjects, InTurn(subjects, 500));
   }
 
-  // From lengths that are on the device, beside the founding kernels: launched, and waited for.
+  // From lengths that are on the device, beside the founding kernels: launched, and waited for, by each as it offers;
+  // and with the same synchronisation for both.
   void FromLengths(const Shape& shape) {
     const Lengths lengths = Draw(shape);
     const auto n = static_cast<int32_t>(shape.num_sequences);
@@ -409,7 +410,18 @@ class DeviceToDevice {
     };
     const auto ours = [&] { return kernels::cuda::LaunchDraftExtendMetadata(metadata, kernel, stream_.get()); };
     const auto theirs = [&] { return founding::LaunchAdaptive(arrays, stream_.get()); };
-    std::vector<Subject> subjects = {subject("plan", ours), subject("founding", theirs)};
+    std::vector<Subject> subjects = {
+        {"plan",
+         [&](int times) {
+           return TimeEach(
+               [&] {
+                 int64_t total_tokens = 0;
+                 CHECK_CUDA(kernels::cuda::FillDraftExtendMetadata(metadata, kernel, stream_.get(), fill_workspace_,
+                                                                   &total_tokens));
+               },
+               times);
+         }},
+        subject("plan_and_synchronize", ours), subject("founding", theirs)};
     const int launches = lengths.total_tokens > 1 << 20 ? 5 : 50;
     Graph our_graph(stream_.get(), launches, ours);
     Graph their_graph(stream_.get(), launches, theirs);
@@ -432,6 +444,7 @@ class DeviceToDevice {
   int32_t* ends_ = OnDevice<int32_t>(65'536);
   void* scratch_ = OnDevice<unsigned char>(1 << 20);
   void* workspace_ = OnDevice<unsigned char>(8 << 20);
+  kernels::cuda::FillWorkspace fill_workspace_;
 };
 
 void Bandwidths(int32_t* on_device, int32_t* pinned) {

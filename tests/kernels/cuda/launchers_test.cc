@@ -47,7 +47,7 @@ class DeviceArray {
   DeviceMemory memory_;
 };
 
-using Launch = cudaError_t (*)(const DraftExtendMetadata&, cudaStream_t, int64_t*);
+using Launch = cudaError_t (*)(const DraftExtendMetadata&, cudaStream_t, FillWorkspace&, int64_t*);
 struct Launcher {
   const char* name;
   Launch launch;
@@ -55,13 +55,15 @@ struct Launcher {
 void PrintTo(const Launcher& launcher, std::ostream* out) { *out << launcher.name; }
 
 template <Kernel kernel>
-cudaError_t By(const DraftExtendMetadata& metadata, cudaStream_t stream, int64_t* total_tokens) {
-  return FillDraftExtendMetadata(metadata, kernel, stream, total_tokens);
+cudaError_t By(const DraftExtendMetadata& metadata, cudaStream_t stream, FillWorkspace& workspace,
+               int64_t* total_tokens) {
+  return FillDraftExtendMetadata(metadata, kernel, stream, workspace, total_tokens);
 }
 
 template <KernelChoice choice>
-cudaError_t Adaptive(const DraftExtendMetadata& metadata, cudaStream_t stream, int64_t* total_tokens) {
-  return FillDraftExtendMetadataAdaptive(metadata, stream, total_tokens, {.choice = choice});
+cudaError_t Adaptive(const DraftExtendMetadata& metadata, cudaStream_t stream, FillWorkspace& workspace,
+                     int64_t* total_tokens) {
+  return FillDraftExtendMetadataAdaptive(metadata, stream, workspace, total_tokens, {.choice = choice});
 }
 
 const Launcher kLaunchers[] = {
@@ -106,8 +108,6 @@ class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<La
     const int64_t num_sequences = static_cast<int64_t>(request.seq_lens.size());
     const DeviceArray q(request.extend_seq_lens);
     const DeviceArray s(request.seq_lens);
-    const DeviceArray workspace(
-        std::vector<int32_t>(DraftExtendWorkspaceBytes(num_sequences) / sizeof(int32_t), kMarker));
     std::vector<std::unique_ptr<DeviceArray>> outputs;
     std::array<size_t, kNumOutputs> lengths = {};
     DraftExtendMetadata metadata{.extend_seq_lens = q.data(),
@@ -116,8 +116,7 @@ class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<La
                                  .nsa_index_topk = request.spec.nsa_index_topk,
                                  .mode = request.spec.mode,
                                  .out = {},
-                                 .capacity = capacity,
-                                 .workspace = workspace.data()};
+                                 .capacity = capacity};
     for (Output output : kAllOutputs) {
       const size_t i = static_cast<size_t>(output);
       outputs.push_back(nullptr);
@@ -126,7 +125,7 @@ class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<La
       outputs[i] = std::make_unique<DeviceArray>(std::vector<int32_t>(begin_ + 2 * lengths[i] + 64, kMarker));
       metadata.out[i] = outputs[i]->data() + begin_;
     }
-    ASSERT_CUDA_OK(GetParam().launch(metadata, stream_.get(), total_tokens));
+    ASSERT_CUDA_OK(GetParam().launch(metadata, stream_.get(), workspace_, total_tokens));
     for (size_t i = 0; i < kNumOutputs; ++i) {
       if (outputs[i] == nullptr) continue;
       std::vector<int32_t> values = outputs[i]->Values();
@@ -149,6 +148,7 @@ class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<La
 
   // Where in its memory each array begins, in values: past 0 none is aligned for a wide store.
   int64_t begin_ = 0;
+  FillWorkspace workspace_;
 };
 
 TEST_P(LaunchersTest, GiveEveryKnownAnswer) {
@@ -245,18 +245,29 @@ TEST_P(LaunchersTest, TakeMoreTokensThanCapacityWithoutOverflow) {
 }
 
 TEST_P(LaunchersTest, RefuseArgumentsThatMakeNoSense) {
-  int64_t total_tokens = 0;
-  EXPECT_EQ(GetParam().launch({}, stream_.get(), &total_tokens), cudaErrorInvalidValue) << "no workspace";
-  const DeviceArray workspace(std::vector<int32_t>(64));
-  EXPECT_EQ(GetParam().launch({.num_sequences = 1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
-            cudaErrorInvalidValue)
-      << "no lengths";
-  EXPECT_EQ(GetParam().launch({.num_sequences = -1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
-            cudaErrorInvalidValue)
-      << "a negative count";
-  EXPECT_EQ(GetParam().launch({.capacity = (1 << 29) + 1, .workspace = workspace.data()}, stream_.get(), &total_tokens),
-            cudaErrorInvalidValue)
-      << "more tokens than it takes";
+  int64_t total_tokens = -7;
+  const auto launched = [&](const DraftExtendMetadata& metadata) {
+    return GetParam().launch(metadata, stream_.get(), workspace_, &total_tokens);
+  };
+  EXPECT_EQ(launched({.num_sequences = 1}), cudaErrorInvalidValue) << "no lengths";
+  EXPECT_EQ(launched({.num_sequences = -1}), cudaErrorInvalidValue) << "a negative count";
+  EXPECT_EQ(launched({.capacity = (1 << 29) + 1}), cudaErrorInvalidValue) << "more tokens than it takes";
+  EXPECT_EQ(total_tokens, -7);
+}
+
+// More than a waiting thread looks at, or than it looks for.
+TEST_P(LaunchersTest, WriteAsManyTokensAsTakeManyBlocks) {
+  constexpr int32_t kTokens = 1 << 21;
+  const TestRequest request{.spec = {.nsa_index_topk = 500,
+                                     .mode = SequenceMode::kCausal,
+                                     .outputs = {Output::kSeqlensExpanded, Output::kNsaCuSeqlensK}},
+                            .extend_seq_lens = {3, kTokens},
+                            .seq_lens = {9, kTokens + 17}};
+  Arrays got;
+  int64_t total_tokens = -1;
+  Run(request, kTokens + 3, &got, &total_tokens);
+  EXPECT_EQ(total_tokens, kTokens + 3);
+  EXPECT_TRUE(got == testing::ReferenceArrays(request));
 }
 
 TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
@@ -335,17 +346,17 @@ TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
   }
 }
 
-TEST_F(DeviceTest, AKernelThatIsNotTheDevicesIsRefusedBeforeAnythingIsLaunched) {
-  const DeviceArray workspace(std::vector<int32_t>(64, kMarker));
-  const DeviceArray lengths(std::vector<int32_t>(4, 1));
-  const DraftExtendMetadata metadata = {.extend_seq_lens = lengths.data(),
-                                        .seq_lens = lengths.data(),
-                                        .num_sequences = 4,
-                                        .out = {},
-                                        .workspace = workspace.data()};
-  EXPECT_EQ(LaunchDraftExtendMetadata(metadata, Kernel::kCpu, stream_.get()), cudaErrorInvalidValue);
+TEST_F(DeviceTest, WhatMakesNoSenseIsRefusedBeforeAnythingIsLaunched) {
+  const DeviceArray lengths(std::vector<int32_t>(2'000, 1));
+  const DeviceArray expanded(std::vector<int32_t>(64, kMarker));
+  DraftExtendMetadata metadata = {
+      .extend_seq_lens = lengths.data(), .seq_lens = lengths.data(), .num_sequences = 4, .out = {}, .capacity = 64};
+  metadata.out[0] = expanded.data();
+  EXPECT_EQ(LaunchDraftExtendMetadata(metadata, Kernel::kCpu, stream_.get()), cudaErrorInvalidValue) << "the host's";
+  metadata.num_sequences = 2'000;
+  EXPECT_EQ(LaunchDraftExtendMetadata(metadata, Kernel::kRows, stream_.get()), cudaErrorInvalidValue) << "no workspace";
   ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
-  EXPECT_EQ(workspace.Values(), std::vector<int32_t>(64, kMarker));
+  EXPECT_EQ(expanded.Values(), std::vector<int32_t>(64, kMarker));
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, KernelsTest,
