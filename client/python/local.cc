@@ -286,7 +286,8 @@ synchronize: False: returns None at once, as soon as it is launched, and can be 
 
 On a device lengths are not looked at from here: a negative one counts as 0, and values that pass int32 wrap. On the
 host a ValueError names what is wrong, before anything is written. On both it says so where the tokens find no room:
-on a device once those that do are written. RuntimeError: a call of CUDA's failed.)";
+on a device once those that do are written. RuntimeError: a call of CUDA's failed. Threads may call it at once, for
+arrays that are not the same.)";
 
 constexpr const char* kFillAdaptiveDoc =
     "As fill_draft_extend_metadata, by the kernel that measured best for as many sequences and tokens as have room.";

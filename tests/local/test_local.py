@@ -145,8 +145,8 @@ def test_mode_has_to_be_said_and_nothing_unknown(fill, more):
 
 @each_fill
 def test_help_has_the_signature_that_type_checkers_see(fill):
-    stub = ast.parse(Path(local.__file__).with_name("_local.pyi").read_text())
-    stated = next(node for node in stub.body if isinstance(node, ast.FunctionDef) and node.name == fill.__name__)
+    stub = ast.parse(Path(local.__file__).with_name("_local.pyi").read_text(encoding="utf-8"))
+    stated = {node.name: node for node in stub.body if isinstance(node, ast.FunctionDef)}[fill.__name__]
     shown = ast.parse(f"def {fill.__doc__.splitlines()[0]}: ...").body[0]
     assert ast.unparse(shown) == ast.unparse(stated)
 
