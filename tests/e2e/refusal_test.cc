@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "grpcpp/generic/generic_stub.h"
+#include "tests/support/books.h"
 #include "tests/support/gated_backend.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
@@ -134,6 +135,15 @@ TEST(RefusalOverTheWireTest, AFullBudgetRefusesWithTheBytesAsked) {
   holder.join();
 }
 
+// Blocks until a request waits in `server`'s queue.
+void AwaitQueued(RunningServer& server) {
+  const auto queued = [&] {
+    return testing::MetricValue(testing::HttpGet(server.server().metrics_address(), "/metrics"),
+                                "nsa_metadata_queue_requests");
+  };
+  while (queued() < 1) std::this_thread::yield();
+}
+
 TEST(RefusalOverTheWireTest, ARequestWhoseDeadlinePassesInTheQueueIsNotLaunched) {
   testing::Gate gate;
   server::Options options = testing::LoopbackOptions();
@@ -141,31 +151,35 @@ TEST(RefusalOverTheWireTest, ARequestWhoseDeadlinePassesInTheQueueIsNotLaunched)
   RunningServer server(options, testing::MakeGatedBackend(gate));
   std::thread holder([&] { EXPECT_TRUE(Call(*server.Stub(), Good()).status.ok()); });
   gate.AwaitStarted(1);
-  EXPECT_EQ(Call(*server.Stub(), Good(), std::chrono::milliseconds(50)).status.error_code(),
-            grpc::StatusCode::DEADLINE_EXCEEDED);
+  constexpr std::chrono::milliseconds kDeadline(500);
+  grpc::Status status;
+  std::thread late([&] { status = Call(*server.Stub(), Good(), kDeadline).status; });
+  AwaitQueued(server);
+  // The server's deadline is later than the caller's by the time that the request was on its way, and no later than
+  // this: it began before the request was seen in the queue.
+  const auto expired = std::chrono::steady_clock::now() + kDeadline + std::chrono::milliseconds(10);
+  late.join();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::DEADLINE_EXCEEDED) << status.error_message();
+  std::this_thread::sleep_until(expired);
   gate.Open();
   holder.join();
   EXPECT_TRUE(Call(*server.Stub(), Good()).status.ok());
-  server.server().Drain();
-  EXPECT_EQ(gate.requests(), 2) << "the expired request was launched";
+  const testing::Books books = testing::ExpectNothingIsLeft(server);
+  EXPECT_EQ(books.admitted, 3);
+  EXPECT_EQ(books.launched, 2) << "the expired request was launched";
 }
 
 TEST(RefusalOverTheWireTest, ARequestWhoseTimeInTheServerPassesInTheQueueIsNotLaunched) {
   testing::Gate gate;
   server::Options options = testing::LoopbackOptions();
   options.lanes = 1;
-  options.completion_queues = 2;
   options.max_rpc_duration = absl::Milliseconds(50);
   RunningServer server(options, testing::MakeGatedBackend(gate));
   std::thread holder([&] { EXPECT_TRUE(Call(*server.Stub(), Good()).status.ok()); });
   gate.AwaitStarted(1);
   grpc::Status status;
   std::thread late([&] { status = Call(*server.Stub(), Good()).status; });
-  const auto waiting = [&] {
-    return testing::MetricValue(testing::HttpGet(server.server().metrics_address(), "/metrics"),
-                                "nsa_metadata_queue_requests");
-  };
-  while (waiting() < 1) std::this_thread::yield();
+  AwaitQueued(server);
   std::this_thread::sleep_for(std::chrono::milliseconds(60));  // its time passes
   gate.Open();
   holder.join();
