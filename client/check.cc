@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <string_view>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -25,6 +26,12 @@ const Names kDraftTokens = {"num_draft_tokens", "speculative_num_draft_tokens"};
 const Names kMaxDraftTokens = {"max_draft_tokens"};
 // Running sums of extend_seq_lens, in place of it.
 const Names kSums = {"append_indptr", "qo_indptr", "cu_seqlens_q", "query_start_loc"};
+// Names that one engine alone has say which mode it is to be.
+const std::vector<std::string_view> kCausalNames = {
+    "nsa_seqlens_expanded",    "dsa_seqlens_expanded",    "expanded_seq_lens",
+    "nsa_cache_seqlens",       "nsa_cache_seqlens_int32", "dsa_cache_seqlens",
+    "dsa_cache_seqlens_int32", "nsa_cu_seqlens_k",        "dsa_cu_seqlens_k"};
+const std::vector<std::string_view> kRepeatNames = {"kv_lens_expanded"};
 // What is compared is built, several times over.
 constexpr int64_t kMostTokens = int64_t{1} << 26;
 
@@ -75,6 +82,8 @@ struct Given {
 struct Candidate {
   std::vector<std::string> presets;
   PresetLengths lengths;
+  // Whether the dump may be it; what may not only explains differences.
+  bool may_match = true;
   v1::ExpandResponse response = {};
 
   Array Want(const OutputField& field) const {
@@ -135,6 +144,30 @@ Array Unclamped(const Candidate& candidate) {
   return values;
 }
 
+// The values whose running sums, from 0, `sums` are; nothing if they aren't any.
+std::optional<Array> Summands(const Array& sums) {
+  if (sums.empty() || sums.front() != 0 || !std::ranges::is_sorted(sums)) return std::nullopt;
+  Array values;
+  for (size_t i = 1; i < sums.size(); ++i) values.push_back(sums[i] - sums[i - 1]);
+  return values;
+}
+
+// What is wrong with the bound by nsa_index_topk, in one of the two arrays that have it; empty: nothing, or not that.
+std::string WrongBound(const Given& given, const Candidate& nearest) {
+  const bool sums = given.field->output == v1::OUTPUT_NSA_CU_SEQLENS_K;
+  if (!sums && given.field->output != v1::OUTPUT_NSA_CACHE_SEQLENS) return "";
+  const std::optional<Array> bounded = sums ? Summands(*given.values) : *given.values;
+  if (!bounded || bounded->empty()) return "";
+  const Array expanded = nearest.Want(AllOutputs()[0]);
+  if (*bounded == expanded) {
+    return absl::StrCat("a missing clamp: it is ", sums ? "the running sums of " : "",
+                        "seqlens_expanded, not bounded by nsa_index_topk");
+  }
+  const int32_t largest = std::ranges::max(*bounded);
+  if (*bounded == Bounded(expanded, largest)) return absl::StrCat("a wrong top-k: as with nsa_index_topk ", largest);
+  return "";
+}
+
 std::string LooksLike(const Given& given, const Array& want, const Candidate& nearest,
                       const std::vector<Candidate>& candidates) {
   const Array& got = *given.values;
@@ -144,21 +177,15 @@ std::string LooksLike(const Given& given, const Array& want, const Candidate& ne
   }
   if (IsPrefix(got, want)) return absl::StrCat("cut off: ", want.size() - got.size(), " values are missing at the end");
   for (const Candidate& other : candidates) {
-    if (&other != &nearest && got == other.Want(*given.field)) {
-      return absl::StrCat("the other mode: it is what ", absl::StrJoin(other.presets, ", "), " builds, ",
-                          v1::SequenceMode_Name(other.lengths.mode));
-    }
+    if (&other == &nearest || got != other.Want(*given.field)) continue;
+    const std::string built = absl::StrCat("what ", absl::StrJoin(other.presets, ", "), " builds");
+    if (other.lengths.mode == nearest.lengths.mode) return built;
+    return absl::StrCat("the other mode: it is ", built, ", ", v1::SequenceMode_Name(other.lengths.mode));
   }
-  if (const std::optional<int64_t> by = ConstantDifference(got, want)) {
-    return absl::StrCat(*by == 1 || *by == -1 ? "off by one: " : "", "all values are ", std::abs(*by), " too ",
-                        *by > 0 ? "large" : "small");
-  }
-  const Array expanded = nearest.Want(AllOutputs()[0]);
-  if (given.field->output == v1::OUTPUT_NSA_CACHE_SEQLENS && !got.empty()) {
-    if (got == expanded) return "a missing clamp: it is seqlens_expanded, not bounded by nsa_index_topk";
-    const int32_t largest = std::ranges::max(got);
-    if (got == Bounded(expanded, largest)) return absl::StrCat("a wrong top-k: as with nsa_index_topk ", largest);
-  }
+  const std::optional<int64_t> by = ConstantDifference(got, want);
+  if (by == 1 || by == -1) return absl::StrCat("off by one: all values are 1 too ", *by > 0 ? "large" : "small");
+  if (std::string bound = WrongBound(given, nearest); !bound.empty()) return bound;
+  if (by) return absl::StrCat("all values are ", std::abs(*by), " too ", *by > 0 ? "large" : "small");
   if (nearest.lengths.mode == v1::SEQUENCE_MODE_CAUSAL && got == Unclamped(nearest) &&
       given.field->output == v1::OUTPUT_SEQLENS_EXPANDED) {
     return "a missing clamp: values are negative where they are to be 0";
@@ -213,7 +240,7 @@ absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const Chec
     PresetLengths repeat = SglangExtend(*q, s->second);
     repeat.mode = v1::SEQUENCE_MODE_REPEAT;
     const bool even = !q->empty() && AllAre(*q, q->front());
-    candidates.push_back({{even ? "tensorrt-llm-kv-lens-expanded" : "repeat"}, std::move(repeat)});
+    candidates.push_back({{even ? "tensorrt-llm-kv-lens-expanded" : "repeat"}, std::move(repeat), even});
     if (even && q->front() > 1 && !drafts) {
       candidates.push_back({{"sglang-target-verify"}, SglangTargetVerify(s->second, q->front())});
     }
@@ -227,6 +254,39 @@ absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const Chec
         absl::StrCat("a length is less than 0, or they come to more than ", kMostTokens, " tokens"));
   }
   return candidates;
+}
+
+// Takes out what the dump can't be by its arrays' names, or is not to be by the caller's word.
+absl::Status Restrict(const std::vector<Given>& arrays, const std::optional<std::string>& preset,
+                      std::vector<Candidate>& candidates) {
+  const auto any_named = [&](const std::vector<std::string_view>& names) {
+    return std::ranges::any_of(arrays,
+                               [&](const Given& given) { return std::ranges::find(names, given.name) != names.end(); });
+  };
+  const auto rule_out = [&](v1::SequenceMode mode) {
+    for (Candidate& candidate : candidates) candidate.may_match &= candidate.lengths.mode != mode;
+  };
+  const auto may_be = [&](v1::SequenceMode mode) {
+    return std::ranges::any_of(candidates,
+                               [&](const Candidate& one) { return one.may_match && one.lengths.mode == mode; });
+  };
+  if (any_named(kCausalNames) && may_be(v1::SEQUENCE_MODE_CAUSAL)) {
+    rule_out(v1::SEQUENCE_MODE_REPEAT);
+  } else if (any_named(kRepeatNames) && may_be(v1::SEQUENCE_MODE_REPEAT)) {
+    rule_out(v1::SEQUENCE_MODE_CAUSAL);
+  }
+  if (!preset) return absl::OkStatus();
+  std::vector<std::string> fitting;
+  bool fits = false;
+  for (Candidate& candidate : candidates) {
+    // What the caller says weighs more than a name.
+    candidate.may_match = std::ranges::find(candidate.presets, *preset) != candidate.presets.end();
+    fits |= candidate.may_match;
+    fitting.insert(fitting.end(), candidate.presets.begin(), candidate.presets.end());
+  }
+  if (fits) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("the dump's lengths are none of preset ", *preset, ", but of ", absl::StrJoin(fitting, ", ")));
 }
 
 absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
@@ -266,18 +326,23 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
     only_places = only_places && (output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS);
   }
   for (Candidate& candidate : *candidates) {
-    if (only_places) candidate.presets = {"flashinfer-batch-indices-positions"};
+    if (only_places) {
+      candidate.presets = {"flashinfer-batch-indices-positions"};
+      candidate.may_match = true;
+    }
     Request request = candidate.lengths.ToRequest();
     request.nsa_index_topk = top_k.value_or(1);
     request.outputs = {v1::OUTPUT_SEQLENS_EXPANDED};  // others are explained by it
     for (const Given& given : *arrays) request.outputs.push_back(given.field->output);
     candidate.response = Reference(request);
   }
+  if (absl::Status restricted = Restrict(*arrays, options.preset, *candidates); !restricted.ok()) return restricted;
 
   CheckResult result;
   const Candidate* nearest = nullptr;
   std::pair<size_t, size_t> nearest_score;
   for (const Candidate& candidate : *candidates) {
+    if (!candidate.may_match) continue;
     std::pair<size_t, size_t> score;  // arrays that are right, and values that come before a wrong one
     for (const Given& given : *arrays) {
       const Array want = candidate.Want(*given.field);

@@ -16,6 +16,9 @@ struct CheckOptions {
   // What the dump doesn't say itself.
   std::optional<int32_t> nsa_index_topk = std::nullopt;
   std::optional<int32_t> num_draft_tokens = std::nullopt;
+  // Which preset is to match, as "sglang-extend"; nothing: any that the arrays' names allow. Names that only SGLang or
+  // vLLM have stand for CAUSAL, TensorRT-LLM's for REPEAT.
+  std::optional<std::string> preset = std::nullopt;
 };
 
 // Of one of the dump's arrays.
@@ -40,8 +43,8 @@ struct CheckResult {
 };
 
 // Compares the arrays of `dump`, which may have their engines' names, with what each preset makes of its lengths.
-// INVALID_ARGUMENT: lengths are missing, negative or of different sizes, there is nothing to compare, or
-// nsa_index_topk is needed and not there.
+// INVALID_ARGUMENT: lengths are missing, negative or of different sizes, there is nothing to compare, nsa_index_topk is
+// needed and not there, or the preset asked for has no such lengths.
 absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options);
 
 }  // namespace nsa::metadata::client

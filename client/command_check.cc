@@ -17,6 +17,7 @@ struct Flags {
   std::string input;
   int32_t nsa_index_topk = 0;
   int32_t num_draft_tokens = 0;
+  std::string preset;
   bool json = false;
 };
 
@@ -61,6 +62,7 @@ ExitCode RunCheck(const Flags& flags, bool has_top_k, bool has_drafts) {
   CheckOptions options;
   if (has_top_k) options.nsa_index_topk = flags.nsa_index_topk;
   if (has_drafts) options.num_draft_tokens = flags.num_draft_tokens;
+  if (!flags.preset.empty()) options.preset = flags.preset;
   const absl::StatusOr<CheckResult> result = Check(*dump, options);
   if (!result.ok()) {
     return PrintUsageError(
@@ -86,6 +88,8 @@ void AddCheckCommand(CLI::App& program, int& exit_code) {
       ->required();
   command.add_option("--nsa_index_topk", flags->nsa_index_topk, "Where the dump has none");
   command.add_option("--num_draft_tokens", flags->num_draft_tokens, "Where the dump has none");
+  command.add_option("--preset", flags->preset,
+                     "The one that it is to be, as sglang-extend; without, any that the arrays' names allow");
   command.add_flag("--json", flags->json, "Print one JSON object");
   command.callback([flags, &command, &exit_code] {
     exit_code = RunCheck(*flags, command.count("--nsa_index_topk") > 0, command.count("--num_draft_tokens") > 0);

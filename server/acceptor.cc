@@ -230,8 +230,12 @@ void Acceptor::AcceptFrom(const Listener& listener) {
       continue;  // other errors are the connection's own, which is gone
     }
     if (Full()) {
-      options_.refused();
-      continue;
+      if (options_.when_full == WhenFull::kRefuse) {
+        options_.refused();
+        continue;
+      }
+      connections_.ShutDownOldest();
+      options_.ended(ConnectionEnd::kCrowded, 1);
     }
     connections_.Add(fd.get());
     options_.accepted(fd.Release(), listener.fd());

@@ -64,9 +64,12 @@ constexpr double kLeastBytesPerSecond = 16 * 1024;
 constexpr uint64_t kTakenPerUpdate = 64;
 constexpr double kPingBytesPerSecond = 64;
 
-// Seconds without a request, between which they count.
-constexpr double kLeastAge = 1;
-constexpr double kMostAge = 10;
+// What came within the last second or two weighs by the seconds without a request, between these; what is held for
+// longer as much as if it had come for so many.
+constexpr double kLeastAge = 0.1;
+constexpr double kMostAge = 1;
+constexpr double kHeldAge = 60;
+constexpr std::chrono::seconds kSecond(1);
 
 }  // namespace
 
@@ -74,7 +77,13 @@ void ConnectionTable::Add(int fd) {
   MutexLock lock(&mutex_);
   const DeliverySlot slot = SlotOf(PeerOf(fd));
   const TimePoint now = Clock::now();
-  connections_[fd] = {.inode = Inode(fd), .slot = slot, .looked = now, .delivered = delivered_.At(slot), .asked = now};
+  connections_[fd] = {.inode = Inode(fd),
+                      .added = now,
+                      .slot = slot,
+                      .looked = now,
+                      .delivered = delivered_.At(slot),
+                      .asked = now,
+                      .second_began = now};
 }
 
 size_t ConnectionTable::Sweep() {
@@ -92,6 +101,15 @@ void ConnectionTable::SetReading(bool reading) {
     set(fd, reading ? 1 : INT_MAX);
     if (Inode(fd) != connection.inode) set(fd, 1);  // it has become another's meanwhile
   }
+}
+
+void ConnectionTable::ShutDownOldest() {
+  MutexLock lock(&mutex_);
+  const auto oldest =
+      std::ranges::min_element(connections_, std::less(), [](const auto& entry) { return entry.second.added; });
+  if (oldest == connections_.end()) return;
+  if (Inode(oldest->first) == oldest->second.inode) Reset(oldest->first);
+  connections_.erase(oldest);
 }
 
 size_t ConnectionTable::ShutDownSent() {
@@ -163,15 +181,17 @@ size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
   undelivered_bytes_ = 0;
   for (auto& [fd, connection] : connections_) {
     connection.waits_to_be_read = static_cast<uint64_t>(static_cast<double>(Spared(connection)) * part);
-    undelivered_bytes_ += Counted(connection);
+    const uint64_t counted = Counted(connection);
+    undelivered_bytes_ += counted;
+    connection.least = std::min(connection.least, counted);
+    if (now - connection.second_began < kSecond) continue;
+    connection.second_began = now;
+    connection.least_before = std::exchange(connection.least, counted);
   }
   if (undelivered_bytes_ <= max_bytes) return 0;
   std::vector<std::pair<double, int>> worst;
   for (const auto& [fd, connection] : connections_) {
-    // The age counts, so that a request on its way is spared, and not so much that a call now and then spares all else.
-    const double age = std::chrono::duration<double>(now - connection.asked).count();
-    const double weight = static_cast<double>(Counted(connection)) * std::clamp(age, kLeastAge, kMostAge);
-    if (weight > 0) worst.emplace_back(weight, fd);
+    if (const double weight = Weight(connection, now); weight > 0) worst.emplace_back(weight, fd);
   }
   std::ranges::sort(worst, std::greater());
   size_t ended = 0;
@@ -186,6 +206,16 @@ size_t ConnectionTable::ShutDownUndelivered(TimePoint now, uint64_t max_bytes) {
     connections_.erase(connection);
   }
   return ended;
+}
+
+// A request on its way is there for a moment, and a caller that has others answered meanwhile is no stranger: each
+// weighs little. What is held weighs the more, however many connections share it and whatever calls they make beside
+// it.
+double ConnectionTable::Weight(const Connection& connection, TimePoint now) {
+  const uint64_t held = Held(connection);
+  const double age = std::chrono::duration<double>(now - connection.asked).count();
+  return static_cast<double>(held) * kHeldAge +
+         static_cast<double>(Counted(connection) - held) * std::clamp(age, kLeastAge, kMostAge);
 }
 
 bool ConnectionTable::CountUndelivered(int fd, Connection& connection, TimePoint now) const {

@@ -30,6 +30,8 @@ class ConnectionTable {
 
   // Whether gRPC is told of what comes on the connections; what comes meanwhile waits in the kernel. TCP only.
   void SetReading(bool reading);
+  // Ends the one that was added first, and takes it out.
+  void ShutDownOldest();
   // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
   size_t ShutDownSent();
   // Ends those to which bytes were on their way at every look for `timeout`, and whose peers meanwhile took neither
@@ -42,8 +44,8 @@ class ConnectionTable {
   // list or a message that does not end, what goes with streams that were reset. Beside it lies what came on streams
   // that the service reads no further for now, of which a connection may have its window's worth each, 2 MiB in all,
   // and all connections together 64 MiB. Where the rest is more than `max_bytes` of all connections together, ends
-  // those that have the most of it for the longest without a request, and takes them out; returns how many. To be
-  // called again and again.
+  // those that hold the most of it for more than a second, or sent the most of it since without a request, and takes
+  // them out; returns how many. To be called again and again.
   size_t ShutDownUndelivered(TimePoint now, uint64_t max_bytes);
   // As of the last call of it.
   uint64_t undelivered_bytes() const;
@@ -56,6 +58,7 @@ class ConnectionTable {
 
   struct Connection {
     ino_t inode;
+    TimePoint added;
     // The first look of a row that found bytes on their way; 0: the last one found none.
     TimePoint busy_since = {};
     // As of then: what the peer had taken, and what was on its way.
@@ -77,11 +80,19 @@ class ConnectionTable {
     uint64_t undelivered = 0;
     uint64_t allowance = kAllowance;
     TimePoint asked = {};
+    // The least that was Counted() in the second that began then, so far, and in the one before.
+    TimePoint second_began = {};
+    uint64_t least = 0;
+    uint64_t least_before = 0;
   };
   static uint64_t Spared(const Connection& connection) {
     return std::min(connection.undelivered, connection.waits_to_be_read);
   }
   static uint64_t Counted(const Connection& connection) { return connection.undelivered - Spared(connection); }
+  // Of Counted(), what the connection has held for more than a second.
+  static uint64_t Held(const Connection& connection) { return std::min(connection.least_before, connection.least); }
+  // How much it harms others.
+  static double Weight(const Connection& connection, TimePoint now);
   // False if it is gone.
   bool CountUndelivered(int fd, Connection& connection, TimePoint now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool Stalled(int fd, Connection& connection, TimePoint now, Clock::duration timeout) const

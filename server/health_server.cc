@@ -1,12 +1,11 @@
 #include "server/health_server.h"
 
 #include <chrono>
+#include <utility>
 
-#include "absl/strings/str_cat.h"
-#include "grpcpp/security/server_credentials.h"
-#include "grpcpp/server_builder.h"
 #include "server/clock.h"
 #include "server/completion_queue.h"
+#include "server/grpc_connections.h"
 #include "server/server_options.h"
 
 namespace nsa::metadata::server {
@@ -16,31 +15,49 @@ namespace {
 // are for. So this one looks only now and then: each step of a probe waits this long at most, a load pays nothing.
 constexpr std::chrono::milliseconds kLookEvery(20);
 
+ConnectionOptions OfProbes() {
+  ConnectionOptions options;
+  options.max_receive_message = 4 << 10;              // the name of a service
+  options.max_connection_age = absl::Hours(24 * 20);  // who watches keeps doing so
+  return options;
+}
+
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address) {
+absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address, const Delivered& delivered,
+                                                                  Metrics& metrics) {
+  absl::StatusOr<Listener> listener = Listener::Open(address);
+  if (!listener.ok()) return listener.status();
+  std::vector<Listener> listeners;
+  listeners.push_back(*std::move(listener));
+
   std::unique_ptr<HealthServer> health(new HealthServer);
-  health->address_ = address;
   grpc::ServerBuilder builder;
-  int port = 0;
-  builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port);
+  SetConnectionArguments(builder, OfProbes());
   health->health_.Register(builder);
   health->queue_ = builder.AddCompletionQueue();
   builder.SetOption(WithoutReflection());
-  // Without it a second server on the port would share it unnoticed.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  health->connections_ = AddConnections(builder);
   health->server_ = builder.BuildAndStart();
-  if (health->server_ == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on ", address.ToString(), " for health"));
-  }
-  if (!address.is_unix) health->address_.port = static_cast<uint16_t>(port);
+  if (health->server_ == nullptr) return absl::InternalError("gRPC did not start a server for health");
+  health->acceptor_ = std::make_unique<Acceptor>(
+      Acceptor::Options{.max_connections = kMostConnections,
+                        .when_full = Acceptor::WhenFull::kEndOldest,
+                        .accepted = [&connections = *health->connections_](
+                                        int fd, int listener_fd) { HandOver(fd, listener_fd, connections); },
+                        .refused = [&metrics] { metrics.ConnectionRefused(); },
+                        .delivered = delivered,
+                        .ended = [&metrics](ConnectionEnd why, size_t count) { metrics.ConnectionsEnded(why, count); }},
+      std::move(listeners));
   health->health_.AwaitCalls(*health->queue_);
   health->thread_ = std::thread([&server = *health] { server.Run(); });
+  health->acceptor_->Start();
   return health;
 }
 
 HealthServer::~HealthServer() {
   if (thread_.joinable()) {
+    acceptor_->Stop();
     health_.EndWatches();
     server_->Shutdown(std::chrono::system_clock::now());
     live_.AwaitNone();

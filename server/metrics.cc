@@ -44,7 +44,7 @@ constexpr std::array<std::pair<const char*, const char*>, kNumReloaded> kReloads
      {"nsa_metadata_policy_reloads_total", "Times that the policy's file had changed, by whether it is in use."}}};
 constexpr std::array<const char*, kNumStages> kStageNames = {"parse",  "admit", "queue", "pack",
                                                              "device", "frame", "send"};
-constexpr std::array<const char*, kNumConnectionEnds> kConnectionEnds = {"stalled", "undelivered"};
+constexpr std::array<const char*, kNumConnectionEnds> kConnectionEnds = {"stalled", "undelivered", "crowded"};
 constexpr std::array<const char*, kNumBatchClosed> kClosedNames = {"queue_empty",  "max_sequences", "max_tokens",
                                                                    "max_requests", "delay",         "deadline"};
 
@@ -131,7 +131,8 @@ Metrics::Metrics() {
     connections_ended_[why] = metrics_.AddCounter(
         "nsa_metadata_connections_ended_total",
         "Connections ended by a reset, by reason: 'stalled', the peer took next to nothing of what was written for "
-        "write_stall_timeout; 'undelivered', it had sent the most that was no request, of max_undelivered_bytes.",
+        "write_stall_timeout; 'undelivered', it had sent the most that was no request, of max_undelivered_bytes; "
+        "'crowded', it was the oldest of more than 256 on the health port.",
         {{"reason", kConnectionEnds[why]}});
   }
   for (size_t what = 0; what < kNumReloaded; ++what) {

@@ -50,8 +50,8 @@ enum class Reloaded : uint8_t { kCertificates, kPolicy };
 inline constexpr size_t kNumReloaded = 2;
 
 // Why a connection was ended by us.
-enum class ConnectionEnd : uint8_t { kStalled, kUndelivered };
-inline constexpr size_t kNumConnectionEnds = 2;
+enum class ConnectionEnd : uint8_t { kStalled, kUndelivered, kCrowded };
+inline constexpr size_t kNumConnectionEnds = 3;
 
 struct BatchSample {
   size_t requests;

@@ -200,7 +200,8 @@ absl::Status Server::Parts::Listen() {
                         .ended = [this](ConnectionEnd why, size_t count) { metrics->ConnectionsEnded(why, count); }},
       *std::move(listeners));
 
-  absl::StatusOr<std::unique_ptr<HealthServer>> started = HealthServer::Start(*ParseAddress(options.health_listen));
+  absl::StatusOr<std::unique_ptr<HealthServer>> started =
+      HealthServer::Start(*ParseAddress(options.health_listen), delivered, *metrics);
   if (!started.ok()) return started.status();
   health = *std::move(started);
 

@@ -171,6 +171,9 @@ class Server:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(rf"^{name}:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
 
+    def descriptors(self):
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
     def reset_peak_memory(self):
         """Lets VmHWM start again from what is resident now."""
         Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")

@@ -1,5 +1,6 @@
 """What a hostile or careless peer can't take from the server: memory by compression, descriptors by connecting."""
 
+import contextlib
 import resource
 import socket
 import threading
@@ -12,7 +13,7 @@ import pytest
 
 import wire
 from calls import TIMEOUT_S, channel
-from programs import Server, eventually
+from programs import CLIENT, Server, eventually, run
 from raw_http2 import RawConnection, frame
 from nsa_metadata import Client
 from reference import assert_right
@@ -53,6 +54,25 @@ def test_a_compressed_message_without_its_encoding_is_refused(server, headers):
     with RawConnection(server.address) as peer:
         answer = peer.answer(peer.call(frame(gzip_bomb(MEBIBYTE), compressed=True), headers))
     assert answer.status != 0, "it was taken as if it were plain"
+
+
+def test_many_connections_to_the_health_port_keep_no_probe_and_no_caller_waiting(stubs, pb):
+    most, flood = 256, 1_500
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+    try:
+        with Server("--backend=cpu") as server, contextlib.ExitStack() as stack:
+            descriptors = server.descriptors()
+            for _ in range(flood):
+                stack.enter_context(wire.connect(server.health_address))
+            assert run(CLIENT, "health", f"--target={server.health_address}").returncode == 0
+            with channel(server.address) as on:
+                stubs.rpc.MetadataServiceStub(on).Expand(pb.ExpandRequest(extend_seq_lens=[1], seq_lens=[1], nsa_index_topk=1), timeout=TIMEOUT_S)
+            eventually(lambda: server.descriptors() <= descriptors + most + 20, "the others' descriptors are closed")
+            crowded = server.metrics().total("nsa_metadata_connections_ended_total", reason="crowded")
+            assert flood - most <= crowded <= flood - most + 5
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serves_on(stubs, pb):

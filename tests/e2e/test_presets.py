@@ -110,10 +110,12 @@ EXPANDED = ranges(LENGTHS, SEQ_LENS)
 SPOILT = {
     "off by one": ({"seqlens_expanded": EXPANDED + 1}, "off by one: all values are 1 too large"),
     "by more": ({"seqlens_expanded": EXPANDED - 4}, "all values are 4 too small"),
-    "the other mode": ({"seqlens_expanded": np.repeat(SEQ_LENS, LENGTHS), "positions": PRESETS["flashinfer-batch-indices-positions"][1]["positions"],
-                        "nsa_cache_seqlens": EXPANDED.clip(max=TOP_K), "nsa_index_topk": TOP_K}, "the other mode"),
+    "the other mode": ({"seqlens_expanded": np.repeat(SEQ_LENS, LENGTHS)}, "the other mode: it is what repeat builds"),
     "no top-k": ({"nsa_cache_seqlens": EXPANDED, "nsa_index_topk": TOP_K}, "a missing clamp: it is seqlens_expanded"),
     "a wrong top-k": ({"nsa_cache_seqlens": EXPANDED.clip(max=512), "nsa_index_topk": TOP_K}, "a wrong top-k: as with nsa_index_topk 512"),
+    "a wrong top-k everywhere": ({"nsa_cache_seqlens": EXPANDED.clip(max=5), "nsa_index_topk": 9}, "a wrong top-k: as with nsa_index_topk 5"),
+    "sums of no top-k": ({"nsa_cu_seqlens_k": np.append(0, EXPANDED.cumsum()), "nsa_index_topk": TOP_K}, "a missing clamp: it is the running sums of seqlens_expanded"),
+    "sums of a wrong top-k": ({"nsa_cu_seqlens_k": np.append(0, EXPANDED.clip(max=512).cumsum()), "nsa_index_topk": TOP_K}, "a wrong top-k: as with nsa_index_topk 512"),
     "a longer buffer": ({"seqlens_expanded": np.append(EXPANDED, [7, 7, 7])}, "a stale tail: 3 values beyond"),
     "a shorter one": ({"seqlens_expanded": EXPANDED[:-2]}, "cut off: 2 values are missing"),
     "the last step's": ({"seqlens_expanded": np.append(EXPANDED[:50], EXPANDED[50:] + RANDOM.integers(1, 9, EXPANDED.size - 50))}, "a stale tail: right up to there"),
@@ -127,6 +129,42 @@ def test_check_says_where_a_dump_is_wrong_and_what_it_looks_like(what, tmp_path)
     code, said = check(dump_of("sglang-draft-extend", "npz", tmp_path, **changed))
     assert code == 1 and "matches            nothing" in said, said
     assert looks_like is None and "looks like" not in said or f"looks like {looks_like}" in said, said
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [2, 2]])
+@pytest.mark.parametrize(("name", "preset", "mode"), [
+    ("nsa_seqlens_expanded", "sglang-extend", "REPEAT"), ("dsa_seqlens_expanded", "sglang-extend", "REPEAT"),
+    ("expanded_seq_lens", "vllm-ragged-decode", "REPEAT"), ("kv_lens_expanded", "tensorrt-llm-kv-lens-expanded", "CAUSAL"),
+])
+def test_check_holds_an_engine_to_the_mode_of_its_name(name, preset, mode, lengths, tmp_path):
+    seq_lens = [10, 4]
+    built = {"CAUSAL": ranges(lengths, seq_lens), "REPEAT": np.repeat(seq_lens, lengths)}
+    np.savez(tmp_path / "wrong.npz", extend_seq_lens=lengths, seq_lens=seq_lens, **{name: built.pop(mode)})
+    np.savez(tmp_path / "right.npz", extend_seq_lens=lengths, seq_lens=seq_lens, **{name: built.popitem()[1]})
+    if mode == "CAUSAL" and lengths != [2, 2]:
+        return  # TensorRT-LLM's rows are as many of each sequence
+    code, said = check(tmp_path / "wrong.npz")
+    assert code == 1 and preset in re.search(r"the nearest is (.*),", said)[1] and "the other mode: it is what " in said and f"SEQUENCE_MODE_{mode}" in said, said
+    code, said = check(tmp_path / "right.npz")
+    assert code == 0 and preset in said, said
+
+
+def test_check_holds_a_dump_to_the_preset_that_it_is_told(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"extend_seq_lens": [2, 2], "seq_lens": [10, 4], "seqlens_expanded": [10, 10, 4, 4]}))
+    assert check(path)[0] == 0 and check(path, "--preset=tensorrt-llm-kv-lens-expanded")[0] == 0
+    code, said = check(path, "--preset=sglang-extend")
+    assert code == 1 and "the other mode: it is what tensorrt-llm-kv-lens-expanded builds" in said, said
+    code, said = check(path, "--preset=sglang-decode")
+    assert code == 2 and "none of preset sglang-decode, but of sglang-extend" in said, said
+
+
+def test_check_says_what_else_of_the_same_mode_it_is(tmp_path):
+    path = tmp_path / "dump.json"
+    # The drafts' lengths are in seq_lens already, and were added once more.
+    path.write_text(json.dumps({"extend_seq_lens": [2, 2], "seq_lens": [10, 4], "seqlens_expanded": [11, 12, 5, 6]}))
+    code, said = check(path, "--preset=sglang-extend")
+    assert code == 1 and "looks like what sglang-target-verify builds" in said, said
 
 
 def test_check_names_the_value_the_sequence_and_the_token(tmp_path):

@@ -8,6 +8,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <deque>
 #include <string>
 #include <vector>
@@ -131,7 +132,7 @@ TEST_F(AcceptorTest, KnowsAConnectionFromAnotherOnTheSameDescriptor) {
 // Connections with what came on them, and what of that were requests.
 class UndeliveredTest : public AcceptorTest {
  protected:
-  void SetUp() override { Start("127.0.0.1:0", 10); }
+  void SetUp() override { Start("127.0.0.1:0", 100); }
 
   struct Ends {
     Descriptor client;
@@ -219,6 +220,25 @@ TEST_F(UndeliveredTest, SparesALargeRequestOnItsWayBesideOneThatAskedForNothingL
   EXPECT_EQ(Look(std::chrono::milliseconds(10'200)), 1u);
   EXPECT_TRUE(IsReset(attacker));
   EXPECT_FALSE(IsReset(busy));
+}
+
+TEST_F(UndeliveredTest, SparesALargeRequestOnItsWayBesideManyThatHoldALittleEach) {
+  const Ends idle = Open();
+  std::vector<Ends> many;
+  for (int i = 0; i < 40; ++i) {
+    many.push_back(Open());
+    Send(many.back(), kAllowance + 20'000);
+  }
+  for (int i = 1; i <= 30; ++i) {
+    for (const Ends& ends : many) {
+      if (i % 10 == 0) delivered_.Add(ends.slot, 0);  // they make calls beside it
+    }
+    EXPECT_EQ(Look(std::chrono::milliseconds(100 * i)), 0u);
+  }
+  Send(idle, 600'000);
+  EXPECT_GT(Look(std::chrono::milliseconds(3'100)), 0u);
+  EXPECT_FALSE(IsReset(idle)) << "a request that was on its way was taken for what is held";
+  EXPECT_GT(std::ranges::count_if(many, IsReset), 5);
 }
 
 TEST_F(UndeliveredTest, EndsWhatSentTheMostThoughAllAskAllTheTime) {
