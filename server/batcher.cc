@@ -8,6 +8,19 @@
 #include "kernels/cpu.h"
 
 namespace nsa::metadata::server {
+namespace {
+
+// What a request has of its own, whatever batch it was in: to be known once `times.launched` is.
+void AddOwn(const Task& task, Journey& journey) {
+  const StageTimes& times = task.times;
+  journey.parse_ns = Nanoseconds(times.arrived, times.parsed);
+  journey.admit_ns = Nanoseconds(times.parsed, times.admitted);
+  journey.queue_ns = Nanoseconds(times.admitted, times.launched);
+  journey.num_sequences = static_cast<uint32_t>(task.expansion.seq_lens.size());
+  journey.total_tokens = task.expansion.total_tokens;
+}
+
+}  // namespace
 
 Batcher::Batcher(Options options, kernels::BackendKind backend, std::vector<std::unique_ptr<kernels::Lane>> lanes,
                  OutputPool& pool, Metrics& metrics)
@@ -135,11 +148,11 @@ void Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
   Reached(Step::kBatchClosed);
   for (const auto& task : batch.expired) {
     metrics_.Expired(Stage::kQueue);
-    task->Refuse(DeadlinePassed());
+    RefuseWaiting(*task, DeadlinePassed(), launched);
   }
   for (const auto& task : batch.cancelled) {
     metrics_.Cancelled(Stage::kQueue);
-    task->Refuse(Cancelled());
+    RefuseWaiting(*task, Cancelled(), launched);
   }
   if (!batch.tasks.empty()) Launch(lane, batch, launched);
 }
@@ -212,14 +225,15 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   }
 }
 
+void Batcher::RefuseWaiting(Task& task, Refusal refusal, TimePoint now) {
+  task.times.launched = now;
+  AddOwn(task, refusal.journey.emplace());
+  task.Refuse(refusal);
+}
+
 void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
   const Expansion& e = task.expansion;
-  const StageTimes& times = task.times;
-  journey.parse_ns = Nanoseconds(times.arrived, times.parsed);
-  journey.admit_ns = Nanoseconds(times.parsed, times.admitted);
-  journey.queue_ns = Nanoseconds(times.admitted, times.launched);
-  journey.num_sequences = static_cast<uint32_t>(e.seq_lens.size());
-  journey.total_tokens = e.total_tokens;
+  AddOwn(task, journey);
   v1::Timing timing;
   if (e.include_timing) {
     timing.set_parse_ns(journey.parse_ns);

@@ -87,6 +87,8 @@ class Batcher {
   }
   // Why the queue takes no more, or no more of `account`'s.
   std::optional<Refusal> CheckRoom(Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Refuses what waited until now and is not to be computed.
+  static void RefuseWaiting(Task& task, Refusal refusal, TimePoint now);
   // `journey` has what its batch has in common.
   void Answer(Task& task, Journey journey, TimePoint done);
   // Whether what waits may be another batch under way.

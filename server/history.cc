@@ -90,13 +90,16 @@ void History::Look(absl::Time now) {
   if (samples_.size() > options_.kept + 1) samples_.pop_front();
 }
 
-double History::QuantileBetween(double quantile, const Series& histogram, const Sample& from, const Sample& to) {
-  std::vector<double> counts;
-  for (size_t i = 0; i < histogram.bounds.size(); ++i) {
-    const size_t at = histogram.at + 1 + i;  // behind the sum
-    counts.push_back(to.values[at] - from.values[at]);
+double History::QuantileBetween(double quantile, const std::vector<const Series*>& histograms, const Sample& from,
+                                const Sample& to) {
+  std::vector<double> counts(histograms.front()->bounds.size());
+  for (const Series* histogram : histograms) {
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const size_t at = histogram->at + 1 + i;  // behind the sum
+      counts[i] += to.values[at] - from.values[at];
+    }
   }
-  return QuantileOf(quantile, histogram.bounds, counts);
+  return QuantileOf(quantile, histograms.front()->bounds, counts);
 }
 
 std::vector<const History::Series*> History::Named(std::string_view name) const {
@@ -134,11 +137,13 @@ void History::AddRates(Chart& chart, std::string_view name, const std::string& l
   }
 }
 
-void History::AddQuantiles(Chart& chart, const Series& histogram) const {
+void History::AddQuantiles(Status& status, const char* title, const std::vector<const Series*>& histograms) const {
+  if (histograms.empty()) return;
+  Chart& chart = AddChart(status, title, "ms");
   constexpr std::pair<const char*, double> kQuantiles[] = {{"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}};
   for (const auto& [name, quantile] : kQuantiles) {
-    AddLine(chart, name, [&histogram, quantile = quantile](const Sample& from, const Sample& to) {
-      return kMilliseconds * QuantileBetween(quantile, histogram, from, to);
+    AddLine(chart, name, [&histograms, quantile = quantile](const Sample& from, const Sample& to) {
+      return kMilliseconds * QuantileBetween(quantile, histograms, from, to);
     });
   }
 }
@@ -147,7 +152,7 @@ void History::AddStages(Status& status, const char* title, double quantile) cons
   Chart& chart = AddChart(status, title, "ms");
   for (const Series* stage : Named("nsa_metadata_stage_seconds")) {
     AddLine(chart, stage->labels.at("stage"), [stage, quantile](const Sample& from, const Sample& to) {
-      return kMilliseconds * QuantileBetween(quantile, *stage, from, to);
+      return kMilliseconds * QuantileBetween(quantile, {stage}, from, to);
     });
   }
 }
@@ -183,12 +188,14 @@ void History::Describe(Status& status) const {
   }
   AddRates(AddChart(status, "Calls", "/s"), "grpc_server_handled_total", "grpc_code");
   AddRates(AddChart(status, "Refusals", "/s"), "nsa_metadata_refused_total", "reason");
-  for (const Series* calls : Named("grpc_server_handling_seconds")) {
-    if (calls->labels.at("grpc_method") == "Expand") AddQuantiles(AddChart(status, "Latency of calls", "ms"), *calls);
-  }
-  for (const Series* items : Named("nsa_metadata_item_seconds")) {
-    AddQuantiles(AddChart(status, "Latency of stream items", "ms"), *items);
-  }
+  // Those that compute.
+  std::vector<const Series*> calls = Named("grpc_server_handling_seconds");
+  std::erase_if(calls, [](const Series* series) {
+    const std::string& method = series->labels.at("grpc_method");
+    return method != "Expand" && method != "ModelInfer";
+  });
+  AddQuantiles(status, "Latency of calls", calls);
+  AddQuantiles(status, "Latency of stream items", Named("nsa_metadata_item_seconds"));
   AddStages(status, "Stages, p50", 0.5);
   AddStages(status, "Stages, p99", 0.99);
   AddMean(AddChart(status, "Requests a batch", ""), "mean", "nsa_metadata_batch_requests");

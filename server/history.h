@@ -61,7 +61,9 @@ class History {
   using Value = std::function<double(const Sample& from, const Sample& to)>;
 
   void Run();
-  static double QuantileBetween(double quantile, const Series& histogram, const Sample& from, const Sample& to);
+  // Of all of them together, which have the same bounds.
+  static double QuantileBetween(double quantile, const std::vector<const Series*>& histograms, const Sample& from,
+                                const Sample& to);
   std::vector<const Series*> Named(std::string_view name) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   status::v1::Chart& AddChart(status::v1::Status& status, const char* title, const char* unit) const;
   void AddLine(status::v1::Chart& chart, const std::string& name, const Value& value) const
@@ -69,7 +71,9 @@ class History {
   // A line for each value of `label` that ever counted, of the sums over other labels.
   void AddRates(status::v1::Chart& chart, std::string_view name, const std::string& label) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-  void AddQuantiles(status::v1::Chart& chart, const Series& histogram) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Of all of them together; no chart where there are none.
+  void AddQuantiles(status::v1::Status& status, const char* title, const std::vector<const Series*>& histograms) const
+      ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void AddStages(status::v1::Status& status, const char* title, double quantile) const
       ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   void AddMean(status::v1::Chart& chart, const std::string& line, std::string_view name) const

@@ -183,7 +183,10 @@ void Metrics::BackendFault(kernels::BackendKind backend, const absl::Status& why
   }
 }
 void Metrics::ConnectionRefused() { metrics_.Increment(connections_refused_); }
-void Metrics::Reload(Reloaded what, bool ok) { metrics_.Increment(reloads_[static_cast<size_t>(what)][ok]); }
+void Metrics::Reload(Reloaded what, bool ok) {
+  metrics_.Increment(reloads_[static_cast<size_t>(what)][ok]);
+  reload_failed_[static_cast<size_t>(what)].store(!ok, std::memory_order_relaxed);
+}
 void Metrics::ConnectionsEnded(ConnectionEnd why, size_t count) {
   for (; count > 0; --count) metrics_.Increment(connections_ended_[static_cast<size_t>(why)]);
 }

@@ -89,6 +89,10 @@ class Metrics {
   void BackendFault(kernels::BackendKind backend, const absl::Status& why);
   void ConnectionRefused();
   void ConnectionsEnded(ConnectionEnd why, size_t count);
+  // Whether the last reading of it failed, and the one before is in use.
+  bool reload_failed(Reloaded what) const {
+    return reload_failed_[static_cast<size_t>(what)].load(std::memory_order_relaxed);
+  }
   // Files had changed: whether they were sound, and are in use.
   void Reload(Reloaded what, bool ok);
 
@@ -122,6 +126,7 @@ class Metrics {
   std::map<std::pair<kernels::BackendKind, std::string_view>, Counter> faults_;
   Counter connections_refused_;
   std::array<Counter, kNumConnectionEnds> connections_ended_;
+  std::array<std::atomic<bool>, kNumReloaded> reload_failed_ = {};
   std::array<std::array<Counter, 2>, kNumReloaded> reloads_;  // failed, ok
 };
 

@@ -3,10 +3,12 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "grpcpp/support/status.h"
 #include "nsa/metadata/v1/metadata.pb.h"
+#include "server/journey.h"
 
 namespace nsa::metadata::server {
 
@@ -24,6 +26,8 @@ struct Refusal {
   int64_t limit = 0;
   // When to try again; 0: never, the same request fails again.
   std::chrono::milliseconds retry_after{0};
+  // Where its time went, of a request that had come as far as the queue.
+  std::optional<Journey> journey = std::nullopt;
 };
 
 // The request itself is at fault: INVALID_ARGUMENT.

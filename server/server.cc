@@ -296,6 +296,11 @@ void Server::Parts::AddGauges() {
                "When the server's certificate expires, seconds since the epoch.", {},
                [this] { return absl::ToDoubleSeconds(*trust->certificate_expiry() - absl::UnixEpoch()); });
   }
+  for (const auto& [what, name] : {std::pair(Reloaded::kCertificates, "nsa_metadata_tls_reload_failed"),
+                                   std::pair(Reloaded::kPolicy, "nsa_metadata_policy_reload_failed")}) {
+    gauges.Add(name, "1 while the files that lie there are broken, and what was read before is in use.", {},
+               [this, what = what] { return metrics->reload_failed(what) ? 1.0 : 0.0; });
+  }
   gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",
              {{"version", kVersion}, {"revision", kRevision}, {"cuda", kernels::CudaVersion()}}, [] { return 1.0; });
   for (const auto& [name, value] : NamedLimits(options)) {

@@ -24,10 +24,11 @@ LogFields FieldsOf(const SlowCall& call) {
                                  {"parse_s", Seconds(j.parse_ns)},
                                  {"admit_s", Seconds(j.admit_ns)},
                                  {"queue_s", Seconds(j.queue_ns)},
-                                 {"pack_s", Seconds(j.pack_ns)},
+                                 {"send_s", Seconds(call.send_ns)}});
+    if (j.batch_requests == 0) return fields;
+    fields.insert(fields.end(), {{"pack_s", Seconds(j.pack_ns)},
                                  {"device_s", Seconds(j.device_ns)},
                                  {"frame_s", Seconds(j.frame_ns)},
-                                 {"send_s", Seconds(call.send_ns)},
                                  {"batch_requests", int64_t{j.batch_requests}},
                                  {"batch_tokens", j.batch_tokens},
                                  {"kernel", std::string(kernels::KernelName(j.kernel))}});
@@ -51,6 +52,11 @@ std::string TraceparentOf(const grpc::ServerContextBase& call) {
 
 void SlowCalls::NoteSlow(const grpc::ServerContextBase& call, Method method, std::optional<v1::RefusalReason> refused,
                          uint64_t total_ns, uint64_t send_ns, const std::optional<Journey>& journey) {
+  int64_t suppressed = 0;
+  const bool logged = log_limit_.Allow(&suppressed);
+  int64_t not_kept = 0;
+  // Where all calls are slow there is no time to write each of them down.
+  if (!logged && !keep_limit_.Allow(&not_kept)) return;
   SlowCall slow = {.ended = absl::Now(),
                    .method = MethodName(method),
                    .outcome = refused ? ReasonLabel(*refused) : "ok",
@@ -59,8 +65,7 @@ void SlowCalls::NoteSlow(const grpc::ServerContextBase& call, Method method, std
                    .total_ns = total_ns,
                    .send_ns = send_ns,
                    .journey = journey};
-  int64_t suppressed = 0;
-  if (limit_.Allow(&suppressed)) {
+  if (logged) {
     LogFields fields = FieldsOf(slow);
     if (suppressed > 0) fields.emplace_back("not_logged_before", suppressed);
     Log(spdlog::level::warn, "slow call", fields);
@@ -68,6 +73,14 @@ void SlowCalls::NoteSlow(const grpc::ServerContextBase& call, Method method, std
   MutexLock lock(&mutex_);
   last_.push_front(std::move(slow));
   if (last_.size() > kKept) last_.pop_back();
+}
+
+void SlowCalls::NoteOverShare(const grpc::ServerContextBase& call) {
+  int64_t suppressed = 0;
+  if (!over_share_limit_.Allow(&suppressed)) return;
+  LogFields fields = {{"caller", callers_.NameOf(call)}};
+  if (suppressed > 0) fields.emplace_back("not_logged_before", suppressed);
+  Log(spdlog::level::warn, "caller over its share", fields);
 }
 
 std::vector<SlowCall> SlowCalls::Last() const {

@@ -1,4 +1,4 @@
-// The calls that took long: where their time went, in the log and for the status page.
+// The calls that took long: where their time went, in the log and for the status page. And who asked for too much.
 #pragma once
 
 #include <cstddef>
@@ -33,7 +33,7 @@ struct SlowCall {
   uint64_t total_ns = 0;
   // How long gRPC took to send the answer; of an item of many messages, the last of them.
   uint64_t send_ns = 0;
-  // Nothing where nothing was computed.
+  // Nothing where it did not come as far as the queue.
   std::optional<Journey> journey;
 };
 
@@ -56,7 +56,10 @@ class SlowCalls {
     NoteSlow(call, method, refused, total_ns, send_ns, journey);
   }
 
-  // The last of them, the latest first.
+  // Logs the caller of a call or item that was refused for its caller's share, a line a second at most.
+  void NoteOverShare(const grpc::ServerContextBase& call);
+
+  // The last of the slow ones, the latest first; of a second no more than there is room for.
   std::vector<SlowCall> Last() const;
 
  private:
@@ -67,7 +70,9 @@ class SlowCalls {
 
   const uint64_t threshold_ns_;
   const Callers& callers_;
-  LogLimit limit_{10};
+  LogLimit log_limit_{10};
+  LogLimit keep_limit_{kKept};
+  LogLimit over_share_limit_{1};
   mutable Mutex mutex_;
   std::deque<SlowCall> last_ ABSL_GUARDED_BY(mutex_);
 };

@@ -25,12 +25,13 @@ void Set(const SlowCall& from, status::v1::SlowCall* to) {
   stages["parse"] = Milliseconds(j.parse_ns);
   stages["admit"] = Milliseconds(j.admit_ns);
   stages["queue"] = Milliseconds(j.queue_ns);
-  stages["pack"] = Milliseconds(j.pack_ns);
-  stages["device"] = Milliseconds(j.device_ns);
-  stages["frame"] = Milliseconds(j.frame_ns);
   stages["send"] = Milliseconds(from.send_ns);
   to->set_sequences(static_cast<int32_t>(j.num_sequences));
   to->set_tokens(static_cast<int32_t>(j.total_tokens));
+  if (j.batch_requests == 0) return;
+  stages["pack"] = Milliseconds(j.pack_ns);
+  stages["device"] = Milliseconds(j.device_ns);
+  stages["frame"] = Milliseconds(j.frame_ns);
   to->set_batch_requests(static_cast<int32_t>(j.batch_requests));
   to->set_batch_tokens(static_cast<int32_t>(j.batch_tokens));
   to->set_kernel(std::string(kernels::KernelName(j.kernel)));

@@ -70,7 +70,12 @@ absl::Status Trust::ReadCertificates() {
   absl::StatusOr<Certificates> certificates = server::ReadCertificates(options_.tls);
   if (!certificates.ok()) return certificates.status();
   const absl::Time expiry = certificates->expiry;
-  if (expiry <= absl::Now()) spdlog::warn("--tls_certificate={} has expired", options_.tls.certificate);
+  const absl::Time now = absl::Now();
+  if (expiry <= now) {
+    const std::string has_expired = absl::StrCat("--tls_certificate=", options_.tls.certificate, " has expired");
+    if (certificate_expiry() > now) return absl::FailedPreconditionError(has_expired);
+    spdlog::warn("{}", has_expired);  // no worse than what there is
+  }
   tls_->Set(*std::move(certificates));
   MutexLock lock(&mutex_);
   certificate_expiry_ = expiry;

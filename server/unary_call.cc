@@ -72,6 +72,7 @@ void UnaryCall::SendRefusal(const Refusal& refusal) {
   answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = refusal.code;
   refused_ = refusal.reason;
+  journey_ = refusal.journey;
   writer_.FinishWithError(ToStatus(refusal), Started(&sent_tag_));
 }
 
@@ -83,6 +84,7 @@ void UnaryCall::OnSent(bool ok) {
   if (ok && code_ == grpc::StatusCode::OK && journey_) context_.metrics.Sent(send_ns);
   if (!ok && !refused_) refused_ = v1::REFUSAL_REASON_CANCELLED;  // or out of reach
   context_.slow_calls.Note(server_context_, method_, refused_, total_ns, send_ns, journey_);
+  if (refused_ == v1::REFUSAL_REASON_CALLER_SHARE) context_.slow_calls.NoteOverShare(server_context_);
   if (!ok && code_ == grpc::StatusCode::OK) context_.metrics.Cancelled(Stage::kSend);
   Unref();
 }

@@ -6,8 +6,15 @@ cd "$(dirname "$0")/../.."
 
 deploy/local/install.sh deploy/local/packages.txt deploy/container/packages.txt
 
+case "${NSA_METADATA_CUDA:=ON}" in
+  ON | OFF) ;;
+  *)
+    echo "NSA_METADATA_CUDA=$NSA_METADATA_CUDA is neither ON nor OFF" >&2
+    exit 2
+    ;;
+esac
 cuda=(-DNSA_METADATA_CUDA=OFF)
-if [[ "${NSA_METADATA_CUDA:-ON}" == ON ]]; then
+if [[ "$NSA_METADATA_CUDA" == ON ]]; then
   # The same compiler on every machine, with or without one of its own.
   venv=build/venv-cuda
   if ! cmp --silent deploy/container/requirements.txt "$venv/requirements.txt"; then
@@ -61,8 +68,6 @@ apt-config dump --no-empty Acquire::http Acquire::https >"$context/apt.conf"
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || date +%s)
 export SOURCE_DATE_EPOCH
 
-python3 deploy/container/sbom.py "$build" >"$context/sbom.spdx.json"
-
 # Only extracted, not installed: no shell, no package manager, no program but ours. What a package's scripts would have done and we need is
 # in finish-base.sh.
 echo "making the base of ${needed[*]}"
@@ -77,6 +82,11 @@ mmdebstrap --quiet --variant=extract --include="$(IFS=,; echo "${needed[*]}")" -
     --path-exclude='/usr/share/perl5/*' --path-exclude='/usr/share/pixmaps/*' --path-exclude='/usr/share/lintian/*' \
     --path-exclude='/usr/share/bash-completion/*' --path-exclude='/usr/share/gcc/*' --path-exclude='/usr/share/gdb/*' \
     --path-exclude='/usr/lib/*/gconv/*' >"$context/base.tar"
+
+# Of the programs as they are copied, and of the packages that the base has.
+mkdir "$context/packages"
+tar --extract --file "$context/base.tar" --directory "$context/packages" --wildcards --strip-components=5 './var/lib/dpkg/status.d/*'
+python3 deploy/container/sbom.py "$build" --programs "$context/programs/bin" --packages "$context/packages" >"$context/sbom.spdx.json"
 
 # The base is a layer of its own, so that nodes keep it from one release to the next.
 buildah build --quiet --isolation chroot --layers --timestamp "$SOURCE_DATE_EPOCH" --file deploy/container/Containerfile \

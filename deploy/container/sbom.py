@@ -1,11 +1,15 @@
 #!/usr/bin/env python3
 """The software bill of materials of a build, as SPDX 2.3 in JSON: deploy/container/sbom.py BUILD >nsa-metadata-server.spdx.json
 
+Of an image: with --programs FOLDER, where the programs lie that it is of, stripped or copied from the build's; with --packages FOLDER, where a
+file a package says what lies beside them, as dpkg's status.d. Without, the build's own programs and this machine's packages.
+
 From what the build did, not from what it asked for: the shared libraries that the programs load, the packages of the headers and archives
 that were compiled and linked into them (ninja's record), and the compilers. SOURCE_DATE_EPOCH sets the time that it says. Ends with an error
 that names the file where one belongs to no Debian package and to no CUDA toolkit.
 """
 
+import argparse
 import datetime
 import hashlib
 import json
@@ -71,7 +75,13 @@ def from_pypi():
     return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
 
 
-def facts(package):
+def shipped_packages(folder):
+    """{name: (version, architecture)} of a status.d."""
+    fields = [dict(re.findall(r"^(Package|Version|Architecture): (.*)$", path.read_text(), re.MULTILINE)) for path in Path(folder).iterdir()]
+    return {one["Package"]: (one["Version"], one["Architecture"]) for one in fields}
+
+
+def facts(package, shipped):
     """Version, supplier and package URL."""
     if package in from_pypi():
         version = from_pypi()[package]
@@ -79,7 +89,7 @@ def facts(package):
     if package == "cuda-toolkit":
         version = re.search(r"release [\d.]+, V([\d.]+)", output(nvcc(), "--version"))[1]
         return version, "Organization: NVIDIA Corporation", f"pkg:generic/cuda-toolkit@{version}"
-    version, architecture = output("dpkg-query", "--show", "--showformat=${Version} ${Architecture}\n", package).splitlines()[0].split()
+    version, architecture = shipped.get(package) or output("dpkg-query", "--show", "--showformat=${Version} ${Architecture}\n", package).splitlines()[0].split()
     return version, "Organization: Debian", f"pkg:deb/debian/{package}@{version.replace('+', '%2B').replace('~', '%7E')}?arch={architecture}"
 
 
@@ -92,9 +102,13 @@ def spdx_id(name):
 
 
 def main():
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    build, packages = Path(sys.argv[1]), Packages()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("build", type=Path)
+    parser.add_argument("--programs", type=Path)
+    parser.add_argument("--packages", type=Path)
+    arguments = parser.parse_args()
+    build, packages = arguments.build, Packages()
+    shipped = shipped_packages(arguments.packages) if arguments.packages else {}
     loaded, built_in = set(), set()
     for program in PROGRAMS:
         objects, archives = compiled(build, program)
@@ -107,7 +121,8 @@ def main():
 
     version = output(build / PROGRAMS[0], "--version").split()[1]
     when = datetime.datetime.fromtimestamp(int(os.environ.get("SOURCE_DATE_EPOCH", datetime.datetime.now().timestamp())), datetime.UTC)
-    sums = {program: hashlib.sha256((build / program).read_bytes()).hexdigest() for program in PROGRAMS}
+    described = {program: (arguments.programs / Path(program).name if arguments.programs else build / program).read_bytes() for program in PROGRAMS}
+    sums = {program: hashlib.sha256(content).hexdigest() for program, content in described.items()}
     document = {
         "spdxVersion": "SPDX-2.3",
         "dataLicense": "CC0-1.0",
@@ -122,20 +137,24 @@ def main():
         "files": [{
             "SPDXID": spdx_id(f"file-{Path(program).name}"), "fileName": f"./{Path(program).name}", "licenseConcluded": "Apache-2.0",
             "copyrightText": "NOASSERTION", "checksums": [{"algorithm": "SHA256", "checksumValue": value},
-                                                         {"algorithm": "SHA1", "checksumValue": hashlib.sha1((build / program).read_bytes()).hexdigest()}],
+                                                         {"algorithm": "SHA1", "checksumValue": hashlib.sha1(described[program]).hexdigest()}],
         } for program, value in sums.items()],
     }
     document["relationships"] = [
         {"spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": element["SPDXID"]}
         for element in document["packages"] + document["files"]]
     # A package may stand in several relations: the compiler's headers are compiled in.
-    for package in sorted(loaded | built_in | compilers):
-        package_version, supplier, url = facts(package)
+    for package in sorted(loaded | built_in | compilers | shipped.keys()):
+        # What was compiled in is of the machine that built it.
+        package_version, supplier, url = facts(package, {} if package in built_in | compilers and package not in loaded else shipped)
         document["packages"].append({
             "SPDXID": spdx_id(package), "name": package, "versionInfo": package_version, "supplier": supplier, "downloadLocation": "NOASSERTION",
             "filesAnalyzed": False, "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION", "copyrightText": "NOASSERTION",
             "externalRefs": [{"referenceCategory": "PACKAGE-MANAGER", "referenceType": "purl", "referenceLocator": url}],
         })
+        if package in shipped.keys() - loaded:
+            document["relationships"].append(
+                {"spdxElementId": spdx_id(package), "relationshipType": "RUNTIME_DEPENDENCY_OF", "relatedSpdxElement": spdx_id(NAME)})
         if package in loaded:
             document["relationships"].append(
                 {"spdxElementId": spdx_id(NAME), "relationshipType": "DYNAMIC_LINK", "relatedSpdxElement": spdx_id(package)})

@@ -1,5 +1,6 @@
 """The image: small, without a shell, and its server runs with a read-only root as nobody in particular."""
 
+import hashlib
 import json
 import os
 import re
@@ -126,10 +127,14 @@ def test_scanners_find_release_packages_and_licences(files):
 
 def test_it_says_what_it_was_made_of(files):
     bill = json.loads((files / "usr/share/doc/nsa-metadata-server/sbom.spdx.json").read_text())
-    named = {package["name"] for package in bill["packages"]}
-    installed = {path.name for path in (files / "var/lib/dpkg/status.d").iterdir()}
-    assert {"libgrpc29", "libprotobuf32", "libssl3"} <= named & installed
-    assert bill["packages"][0]["versionInfo"] == server_version()
+    named = {package["name"]: package["versionInfo"] for package in bill["packages"]}
+    installed = {path.name: re.search(r"^Version: (.*)$", path.read_text(), re.MULTILINE)[1] for path in (files / "var/lib/dpkg/status.d").iterdir()}
+    assert {"libgrpc29", "libprotobuf32", "libssl3"} <= installed.keys()
+    assert {name: named.get(name) for name in installed} == installed
+    assert named["nsa-metadata-server"] == server_version()
+    sums = {file["fileName"]: {one["checksumValue"] for one in file["checksums"]} for file in bill["files"]}
+    for program in ("nsa-metadata", "nsa-metadata-server"):
+        assert hashlib.sha256((files / "usr/local/bin" / program).read_bytes()).hexdigest() in sums[f"./{program}"], program
 
 
 def test_certificate_authorities_are_those_of_the_distribution(files):

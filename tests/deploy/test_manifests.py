@@ -10,7 +10,10 @@ import schemas
 from manifests import Manifests, quantity
 from programs import PREFIX, SERVER, log_until_serving, port_of, run, server_flags, server_version
 
-FOLDERS = {"base": "base", "cpu": "overlays/cpu", "gpu": "overlays/gpu", "production": "overlays/production"}
+FOLDERS = {"base": "base", "cpu": "overlays/cpu", "gpu": "overlays/gpu", "production": "overlays/production", "edge": "overlays/edge"}
+# Beside what serves.
+MORE = ["ConfigMap", "HorizontalPodAutoscaler", "NetworkPolicy", "PrometheusRule", "ServiceMonitor"]
+OF_PROXIES = ["ConfigMap", "Deployment", "HorizontalPodAutoscaler", "NetworkPolicy", "NetworkPolicy", "PodDisruptionBudget", "Service"]
 SERVING = ["ConfigMap", "Deployment", "PodDisruptionBudget", "Service", "ServiceAccount"]
 NAME = {"app.kubernetes.io/name": "nsa-metadata-server"}
 HEALTH_SERVICE = "nsa.metadata.v1.MetadataService"
@@ -66,9 +69,12 @@ def test_an_unknown_field_would_be_found(kind):
 
 
 def test_there_are_just_these_objects(overlay, manifests):
-    more = ["ConfigMap", "ConfigMap", "HorizontalPodAutoscaler", "NetworkPolicy", "PrometheusRule", "ServiceMonitor"]
-    assert manifests.kinds() == sorted(SERVING + (more if overlay == "production" else []))
-    assert all(thing["metadata"]["labels"].items() >= NAME.items() for thing in manifests.objects if thing["kind"] != "ConfigMap")
+    more = {"production": [*MORE, "ConfigMap"], "edge": MORE + OF_PROXIES}
+    assert manifests.kinds() == sorted(SERVING + more.get(overlay, []))
+    proxies = {"app.kubernetes.io/name": "nsa-metadata-edge-proxy"}
+    for thing in manifests.objects:
+        labels = thing["metadata"].get("labels", {}).items()
+        assert thing["kind"] == "ConfigMap" or labels >= NAME.items() or overlay == "edge" and labels >= proxies.items()
 
 
 # Agreement with the server
@@ -115,7 +121,7 @@ def test_the_server_starts_with_these_flags(manifests, tmp_path):
 
 
 def test_the_backend_is_the_overlays(overlay, manifests):
-    expected = {"base": None, "cpu": "cpu", "gpu": "cuda", "production": "cpu"}
+    expected = {"base": None, "cpu": "cpu", "gpu": "cuda", "production": "cpu", "edge": "cpu"}
     assert manifests.environment.get(f"{PREFIX}BACKEND") == expected[overlay]
 
 
@@ -166,7 +172,13 @@ def test_a_pod_is_out_of_dns_before_it_stops_and_drains_before_it_is_killed(mani
     drain_s = int(manifests.environment[f"{PREFIX}DRAIN_TIMEOUT"].removesuffix("s"))
     assert sleep_s >= 5
     assert drain_s == 30
-    assert manifests.pod["terminationGracePeriodSeconds"] >= sleep_s + drain_s + 5
+    lame_duck_s = int(manifests.environment.get(f"{PREFIX}LAME_DUCK", "0s").removesuffix("s"))
+    assert manifests.pod["terminationGracePeriodSeconds"] >= sleep_s + lame_duck_s + drain_s + 5
+
+
+@pytest.mark.parametrize("which", ["production", "edge"])
+def test_a_pod_that_was_added_has_its_share_within_minutes(which):
+    assert Manifests(FOLDERS[which]).environment[f"{PREFIX}MAX_CONNECTION_AGE"] == "5m"
 
 
 # Security: the restricted profile, and a little more

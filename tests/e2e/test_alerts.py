@@ -110,8 +110,24 @@ def test_a_certificate_that_expires_and_one_that_is_broken(tmp_path):
     flags = [f"--tls_certificate={certificate}", f"--tls_key={key}", "--reload_period=100ms"]
     with Server(*flags) as server, alerts(server, tmp_path) as prometheus:
         await_firing(prometheus, "NsaMetadataCertificateExpires", "NsaMetadataCertificateExpiresSoon")
+        good = key.read_text()
         key.write_text("no key")
         await_firing(prometheus, "NsaMetadataReloadFailed")
+        key.write_text(good)
+        eventually(lambda: "NsaMetadataReloadFailed" not in prometheus.firing(), "it ends with the fault", FIRES_S)
+
+
+def test_a_server_that_is_started_again_and_again(tmp_path):
+    with contextlib.ExitStack() as stack:
+        server = Server()
+        with server:
+            prometheus = stack.enter_context(alerts(server, tmp_path))
+            eventually(lambda: prometheus.query("up == 1"), "it is scraped", FIRES_S)
+        for again in range(1, 4):
+            with Server(f"--metrics_listen={server.metrics_address}"):
+                eventually(lambda: prometheus.query(f'changes(process_start_time_seconds{{job="{JOB}"}}[30m]) == {again}'), "its start is seen", FIRES_S)
+                if again == 3:
+                    await_firing(prometheus, "NsaMetadataRestarted", "NsaMetadataRestarting")
 
 
 def test_a_server_that_is_gone(tmp_path):

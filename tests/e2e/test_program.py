@@ -282,8 +282,10 @@ def test_programs_are_hardened(program):
     assert re.search(r"\(FLAGS_1\)\s+Flags: NOW PIE", headers)
     assert re.search(r"GNU_STACK .* RW +0x", headers), "the stack can't be executed"
     assert not re.search(r" LOAD .* RWE ", headers), "nothing is both written and executed"
+    assert re.findall(r"\(R(?:UN)?PATH\) .*\[(.*)\]", headers) == ["$ORIGIN/../lib"], "an empty entry is the folder that it is called in"
     symbols = run(tool("readelf"), "--dyn-syms", "--wide", program).stdout
     assert "__stack_chk_fail" in symbols
+    assert "__fprintf_chk" in symbols, "calls that write to buffers know their sizes"
 
 
 def test_a_strangers_bytes_reach_the_log_as_text_on_one_line_and_not_too_often():

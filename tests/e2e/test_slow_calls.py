@@ -78,6 +78,30 @@ def test_one_that_was_refused_says_why(stubs, pb):
     assert not STAGES & text_fields(line).keys(), "nothing was computed"
 
 
+def test_one_whose_deadline_passed_in_the_queue_says_how_long_it_waited(stubs, pb):
+    flags = ["--batch_time=1s", "--lanes=1", "--completion_queues=2", "--slow_call_threshold=20ms"]
+    with Server(*flags, program=TEST_SERVER) as server, channel(server.address) as first, channel(server.address) as second:
+        answered = stubs.rpc.MetadataServiceStub(first).Expand.future(request(pb), timeout=TIMEOUT_S)
+        eventually(lambda: server.metrics().total("nsa_metadata_admitted_total") == 1, "it is admitted, to the only lane")
+        with pytest.raises(grpc.RpcError):
+            stubs.rpc.MetadataServiceStub(second).Expand(request(pb), timeout=0.2)
+        answered.result()
+        line = eventually(lambda: [line for line in slow_lines(server.log) if "outcome=deadline" in line], "the call is logged")[0]
+    fields = text_fields(line)
+    assert float(fields["queue_s"]) >= 0.1 and fields["tokens"] == "5", line
+    assert not {"device_s", "kernel", "batch_requests"} & fields.keys(), "nothing was computed"
+
+
+def test_a_caller_over_its_share_is_named_once_a_second(stubs, pb):
+    flags = ["--batch_time=500ms", "--lanes=1", "--max_queue_requests=10", "--caller_share=0.1"]
+    with Server(*flags, program=TEST_SERVER) as server, channel(server.address) as on:
+        stub = stubs.rpc.MetadataServiceStub(on)
+        pending = [stub.Expand.future(request(pb), timeout=TIMEOUT_S) for _ in range(30)]
+        assert sum(one.code() == grpc.StatusCode.UNAVAILABLE for one in pending) >= 20
+        lines = eventually(lambda: [line for line in server.log.splitlines() if "caller over its share" in line], "the caller is named")
+    assert 'caller=ipv4:127.0.0.1:' in lines[0] and len(lines) <= 3, lines
+
+
 @pytest.mark.parametrize("value", ["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0", TRACEPARENT.upper(), "x" * 55, 'y" outcome=forged'])
 def test_a_traceparent_of_another_form_is_left_out(stubs, pb, value):
     with Server(*SLOW, program=TEST_SERVER) as server:

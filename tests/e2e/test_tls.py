@@ -135,6 +135,39 @@ def test_only_callers_with_a_sound_certificate_that_the_policy_names_may_call(me
         eventually(lambda: server.metrics().by("grpc_code", "grpc_server_handled_total") == wanted, "nobody else's is begun")
 
 
+@pytest.mark.parametrize("method", ["ModelConfig", "ModelInfer", "ModelMetadata", "ModelReady", "ModelStatistics", "ServerLive", "ServerMetadata", "ServerReady"])
+def test_the_policy_holds_for_the_open_inference_protocol_too(method, pki):
+    codes = {}
+    with Server(*pki.with_policy()) as server:
+        for caller in (ENGINE, "spiffe://cluster.test/ns/web/sa/page"):
+            with pki.channel(server.address, pki.caller_root.issue(caller)) as on:
+                try:
+                    on.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"", timeout=TIMEOUT_S)
+                    codes[caller] = grpc.StatusCode.OK
+                except grpc.RpcError as ended:
+                    codes[caller] = ended.code()
+    allowed, denied = codes.values()
+    assert denied == grpc.StatusCode.PERMISSION_DENIED
+    # These three are for one model, which is not named.
+    assert allowed == (grpc.StatusCode.NOT_FOUND if method in ("ModelConfig", "ModelInfer", "ModelMetadata") else grpc.StatusCode.OK)
+
+
+def test_an_expired_pair_does_not_take_the_place_of_one_that_is_not(stubs, pki):
+    with Server(*pki.mutual()) as server:
+        before = served_certificate(server.address)
+        pki.rotate(lasts=-DAY)
+        eventually(lambda: reloads(server).get("error") == 1, "the pair is refused")
+        assert served_certificate(server.address) == before
+        assert f"--tls_certificate={pki.certificate} has expired" in server.log
+        assert server.metrics().total("nsa_metadata_tls_reload_failed") == 1
+        with pki.channel(server.address, pki.caller_root.issue(ENGINE)) as on:
+            call(stubs, on, "Expand")
+        pki.rotate()
+        eventually(lambda: reloads(server).get("ok") == 1, "a good one is taken")
+        assert server.metrics().total("nsa_metadata_tls_reload_failed") == 0
+        assert "PRIVATE KEY" not in server.log
+
+
 def test_a_policy_allows_methods_one_by_one_and_a_common_name_where_there_is_no_other(stubs, pki):
     pki.write_policy({"rules": [
         {"methods": ["Expand"], "callers": ["*.inference.test"]},

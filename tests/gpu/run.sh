@@ -32,21 +32,40 @@ sanitize() {  # tool, program, filter
   compute-sanitizer --tool "$1" --error-exitcode 9 "$bin/$2" --gtest_brief=1 --gtest_filter="$3"
 }
 
-serve_and_replay() {  # trace, client's flags …
-  local trace=$1 log
-  shift
+serve() {  # backend, flags …; sets server, its process, and address
+  local log
   log=$(mktemp)
-  "$bin/nsa-metadata-server" --backend=cuda --listen=127.0.0.1:0 --health_listen=127.0.0.1:0 --metrics_listen=127.0.0.1:0 2>"$log" &
-  local server=$! address=
+  "$bin/nsa-metadata-server" --backend="$1" --listen=127.0.0.1:0 --health_listen=127.0.0.1:0 --metrics_listen=127.0.0.1:0 "${@:2}" 2>"$log" &
+  server=$! address=
   for ((tries = 0; tries < 300; ++tries)); do
     address=$(sed -n 's/.* serving: grpc=\([^, ]*\).*/\1/p' "$log")
     [[ -n "$address" ]] && break
     sleep 0.1
   done
   cat "$log"
+}
+
+end_server() { kill -TERM "$server" && wait "$server"; }
+
+# With the flags of a pod (deploy/kubernetes/base/flags.env).
+report_memory() {  # backend
+  local server address before status=0
+  resident() { awk '/^VmRSS/ {printf "%d MiB resident", $2 / 1024}' "/proc/$server/status"; }
+  serve "$1" --output_budget_bytes=268435456 --max_connections=1000
+  before=$(resident)
+  "$bin/nsa-metadata" bench --target="$address" --total_tokens=131072 --in_flight=64 --channels=4 --duration=10s || status=$?
+  "$bin/nsa-metadata" bench --target="$address" --total_tokens=8192 --in_flight=512 --channels=8 --duration=5s || status=$?
+  printf '%s backend: %s before the first call, %s after 10 s of 1 MiB replies and 5 s of 64 KiB\n' "$1" "$before" "$(resident)"
+  end_server && return "$status"
+}
+
+serve_and_replay() {  # trace, client's flags …
+  local server address trace=$1
+  shift
+  serve cuda
   "$bin/nsa-metadata" replay --target="$address" --trace="$trace" --verify --in_flight=64 "$@"
   local status=$?
-  kill -TERM "$server" && wait "$server" && return "$status"
+  end_server && return "$status"
 }
 
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader
@@ -79,9 +98,12 @@ for trace in "$@"; do
   stage "replay-$name" serve_and_replay "$trace"
   stage "replay-stream-$name" serve_and_replay "$trace" --stream
 done
+for backend in cpu cuda; do
+  stage "memory-$backend" report_memory "$backend"
+done
 stage doctor "$bin/nsa-metadata" doctor
 
-for log in "$logs"/doctor.log "$logs"/replay-*.log; do
+for log in "$logs"/memory-*.log "$logs"/doctor.log "$logs"/replay-*.log; do
   [[ -f "$log" ]] || continue
   printf '\n== %s\n' "$(basename "$log" .log)"
   cat "$log"

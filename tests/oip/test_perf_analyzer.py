@@ -31,7 +31,8 @@ def perf_analyzer(server, *flags):
 @pytest.fixture(scope="module")
 def data(server):
     perf_analyzer(server, "--version")  # makes the folder
-    lengths = {"extend_seq_lens": [3, 0, 2, 4], "seq_lens": [10, 7, 4, 9], "nsa_index_topk": [2048]}
+    # So many that they take more than a microsecond, which is what the columns count in.
+    lengths = {"extend_seq_lens": [100] * 200, "seq_lens": [4_000] * 200, "nsa_index_topk": [2048]}
     step = {name: {"content": values, "shape": [len(values)]} for name, values in lengths.items()}
     (ROOT / "tmp").mkdir(exist_ok=True)
     (ROOT / "tmp" / "data.json").write_text(json.dumps({"data": [step]}))
@@ -47,7 +48,10 @@ def test_it_measures_a_load_and_the_servers_part_of_it(server, data, load):
     # The server's are asked for while calls are on their way.
     assert abs(counts["Inference"] - counts["Request"]) <= 0.05 * counts["Request"]
     assert counts["Execution"] <= counts["Inference"] == counts["Successful request"]
-    assert re.search(r"Avg request latency: [1-9]\d* usec \(overhead \d+ usec \+ queue \d+ usec \+ compute input \d+ usec", ran.stdout), ran.stdout
+    columns = re.search(r"Avg request latency: (\d+) usec \(overhead (\d+) usec \+ queue (\d+) usec \+ compute input (\d+) usec \+ compute infer (\d+) usec \+ compute output (\d+) usec", ran.stdout)
+    assert columns, ran.stdout
+    total, overhead, *servers = map(int, columns.groups())
+    assert 0 < sum(servers) < total and overhead < total, ran.stdout
 
 
 def test_its_random_data_is_refused_with_the_reason(server):

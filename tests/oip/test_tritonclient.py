@@ -248,6 +248,12 @@ def test_a_name_of_control_characters_is_shown_short_and_escaped(client):
     assert caught.value.message().startswith('model_name is "\\n\\033mmm') and len(caught.value.message()) < 200
 
 
+def test_streams_of_inferences_are_unimplemented(stub):
+    with pytest.raises(grpc.RpcError) as ended:
+        list(stub.ModelStreamInfer(iter([service_pb2.ModelInferRequest()]), timeout=TIMEOUT_S))
+    assert ended.value.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_other_methods_are_unimplemented(client):
     for call in (lambda: client.load_model("x"), client.get_model_repository_index, client.get_trace_settings, client.get_system_shared_memory_status):
         with pytest.raises(InferenceServerException) as caught:

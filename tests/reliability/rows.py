@@ -868,8 +868,25 @@ def r26(row, pb, scale):
         probes.into(row)
 
 
+def silent_streams(row, count):
+    """What a stream takes before its first item: all of a connection's at once, on many."""
+    opening = b"".join(wire.frame(wire.HEADERS, wire.END_HEADERS, 1 + 2 * i, wire.EXPAND_STREAM) for i in range(100))
+    with Server() as server, contextlib.ExitStack() as stack:
+        bench(server.address, duration="200ms", warm_up="0s", streams=2)
+        open_ones = lambda: server.metrics().total("grpc_server_started_total", grpc_method="ExpandStream")  # noqa: E731
+        peers = [stack.enter_context(contextlib.closing(wire.Connection(server.address))) for _ in range(count // 100)]
+        eventually(lambda: server.metrics().total("nsa_metadata_connections") >= len(peers), "all are connected")
+        before, earlier = server.memory("VmRSS"), open_ones()
+        for peer in peers:
+            peer.send(opening)
+        eventually(lambda: open_ones() == earlier + count, "every stream has reached the service", 20)
+        each = (server.memory("VmRSS") - before) / count / 1024
+        row.figure(f"{count:,} streams that have asked nothing: memory", "≤ 24 KiB each, as a connection", f"{each:.1f} KiB each", each <= 24)
+
+
 def r27(row, pb, scale):
     count = max(int(10_000 * scale), 1_000)
+    silent_streams(row, count)
     item = pb.ExpandRequest(request_id=7, extend_seq_lens=[4] * 8, seq_lens=[9] * 8, nsa_index_topk=64)
     messages = [
         pb.ExpandStreamRequest(expand=item),

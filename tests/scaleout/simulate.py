@@ -127,13 +127,21 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0, help="of trace time")
     parser.add_argument("--costs", type=float, nargs=2, metavar=("CALL_US", "TOKEN_NS"), help="in place of measuring them")
     flags = parser.parse_args()
+    for name, least in (("callers", 1), ("cores", 1), ("seconds", STEP_S)):
+        if getattr(flags, name) < least:
+            parser.error(f"--{name}={getattr(flags, name)} is less than {least}")
     random = np.random.default_rng(1)
     fixed, slope = [flags.costs[0] * 1e-6, flags.costs[1] * 1e-9] if flags.costs else measured_costs()
     print(f"a call costs {fixed * 1e6:.1f} us and {slope * 1e9:.2f} ns a token\n")
     print("| trace | calls/s | tokens a call, mean and p99 | cores' work | servers | busiest | wait p50 | wait p99 | wait max | MiB in flight |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for path in flags.traces:
-        decode, prefill = steps_of(path, random)
+        try:
+            decode, prefill = steps_of(path, random)
+        except (OSError, KeyError, ValueError, IndexError) as fault:
+            parser.error(f"{path} is no trace of TIMESTAMP,ContextTokens,GeneratedTokens: {fault}")
+        if flags.seconds >= len(decode) * STEP_S:
+            parser.error(f"--seconds={flags.seconds} is not within {path}, which lasts {len(decode) * STEP_S:.0f}")
         when, size, whose = calls_of(decode, prefill, flags.callers, flags.seconds, random)
         work = fixed + slope * size
         needed = work.sum() / flags.seconds
