@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -26,12 +27,13 @@ const Names kDraftTokens = {"num_draft_tokens", "speculative_num_draft_tokens"};
 const Names kMaxDraftTokens = {"max_draft_tokens"};
 // Running sums of extend_seq_lens, in place of it.
 const Names kSums = {"append_indptr", "qo_indptr", "cu_seqlens_q", "query_start_loc"};
-// Names that one engine alone has say which mode it is to be.
+// Names that one engine alone has, and not we: they say which mode it is to be.
 const std::vector<std::string_view> kCausalNames = {
-    "nsa_seqlens_expanded",    "dsa_seqlens_expanded",    "expanded_seq_lens",
-    "nsa_cache_seqlens",       "nsa_cache_seqlens_int32", "dsa_cache_seqlens",
-    "dsa_cache_seqlens_int32", "nsa_cu_seqlens_k",        "dsa_cu_seqlens_k"};
+    "nsa_seqlens_expanded", "dsa_seqlens_expanded",    "expanded_seq_lens", "nsa_cache_seqlens_int32",
+    "dsa_cache_seqlens",    "dsa_cache_seqlens_int32", "dsa_cu_seqlens_k"};
 const std::vector<std::string_view> kRepeatNames = {"kv_lens_expanded"};
+// The one that builds nothing but where tokens are.
+constexpr char kFlashInfer[] = "flashinfer-batch-indices-positions";
 // What is compared is built, several times over.
 constexpr int64_t kMostTokens = int64_t{1} << 26;
 
@@ -263,26 +265,25 @@ absl::Status Restrict(const std::vector<Given>& arrays, const std::optional<std:
     return std::ranges::any_of(arrays,
                                [&](const Given& given) { return std::ranges::find(names, given.name) != names.end(); });
   };
-  const auto rule_out = [&](v1::SequenceMode mode) {
-    for (Candidate& candidate : candidates) candidate.may_match &= candidate.lengths.mode != mode;
-  };
-  const auto may_be = [&](v1::SequenceMode mode) {
-    return std::ranges::any_of(candidates,
-                               [&](const Candidate& one) { return one.may_match && one.lengths.mode == mode; });
-  };
-  if (any_named(kCausalNames) && may_be(v1::SEQUENCE_MODE_CAUSAL)) {
-    rule_out(v1::SEQUENCE_MODE_REPEAT);
-  } else if (any_named(kRepeatNames) && may_be(v1::SEQUENCE_MODE_REPEAT)) {
-    rule_out(v1::SEQUENCE_MODE_CAUSAL);
+  if (any_named(kCausalNames)) {
+    for (Candidate& candidate : candidates) candidate.may_match &= candidate.lengths.mode == v1::SEQUENCE_MODE_CAUSAL;
+  } else if (any_named(kRepeatNames)) {
+    // Of any lengths, though an engine's step has as many of each sequence.
+    for (Candidate& candidate : candidates) candidate.may_match = candidate.lengths.mode == v1::SEQUENCE_MODE_REPEAT;
   }
-  if (!preset) return absl::OkStatus();
-  std::vector<std::string> fitting;
+  if (!preset) {
+    if (std::ranges::any_of(candidates, &Candidate::may_match)) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        "no preset of the mode that the arrays' names say has such lengths: extend_seq_lens or num_draft_tokens is "
+        "missing");
+  }
+  std::set<std::string> fitting;
   bool fits = false;
   for (Candidate& candidate : candidates) {
     // What the caller says weighs more than a name.
     candidate.may_match = std::ranges::find(candidate.presets, *preset) != candidate.presets.end();
     fits |= candidate.may_match;
-    fitting.insert(fitting.end(), candidate.presets.begin(), candidate.presets.end());
+    fitting.insert(candidate.presets.begin(), candidate.presets.end());
   }
   if (fits) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -326,8 +327,8 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
     only_places = only_places && (output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS);
   }
   for (Candidate& candidate : *candidates) {
-    if (only_places) {
-      candidate.presets = {"flashinfer-batch-indices-positions"};
+    if (only_places && (!options.preset || *options.preset == kFlashInfer)) {
+      candidate.presets = {kFlashInfer};
       candidate.may_match = true;
     }
     Request request = candidate.lengths.ToRequest();

@@ -92,6 +92,9 @@ std::vector<prometheus::MetricFamily> Gauges::Collect() const {
   return families;
 }
 
+ProcessMetrics::ProcessMetrics()
+    : start_time_s_(BootTime() + ProcStat().Field(22) / static_cast<double>(sysconf(_SC_CLK_TCK))) {}
+
 std::vector<prometheus::MetricFamily> ProcessMetrics::Collect() const {
   using prometheus::MetricType;
   const ProcStat stat;
@@ -109,7 +112,7 @@ std::vector<prometheus::MetricFamily> ProcessMetrics::Collect() const {
       One("process_max_fds", "Descriptors the process may open.", MetricType::Gauge,
           static_cast<double>(descriptors.rlim_cur)),
       One("process_start_time_seconds", "When the process started, seconds since the epoch.", MetricType::Gauge,
-          BootTime() + stat.Field(22) / ticks),
+          start_time_s_),
   };
 }
 

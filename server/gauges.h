@@ -34,7 +34,12 @@ class Gauges final : public prometheus::Collectable {
 // The standard process_* metrics, from /proc/self.
 class ProcessMetrics final : public prometheus::Collectable {
  public:
+  ProcessMetrics();
   std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  // Read once: it follows from the machine's clock, and is not to change with that.
+  const double start_time_s_;
 };
 
 }  // namespace nsa::metadata::server

@@ -1,5 +1,8 @@
 #include "server/health_server.h"
 
+#include <sys/resource.h>
+
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -15,6 +18,20 @@ namespace {
 // are for. So this one looks only now and then: each step of a probe waits this long at most, a load pays nothing.
 constexpr std::chrono::milliseconds kLookEvery(20);
 
+// Probes come now and then, each on a connection or several on one that is kept. The next one more ends the oldest, so
+// that who opens many keeps no probe from being answered; they are of the descriptors that the callers' connections
+// leave (see Resolve), and where those are few, few.
+size_t MostConnections() {
+  constexpr rlim_t kMost = 100;
+  rlimit descriptors = {};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  return std::min(kMost, std::max<rlim_t>(descriptors.rlim_cur / 8, 4));
+}
+
+// Beyond this those go that sent the most of it: probes say little, and one that never ends may keep gRPC's thread, and
+// with it the accepting of others.
+constexpr uint64_t kMaxUndeliveredBytes = 1 << 20;
+
 ConnectionOptions OfProbes() {
   ConnectionOptions options;
   options.max_receive_message = 4 << 10;              // the name of a service
@@ -24,14 +41,14 @@ ConnectionOptions OfProbes() {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address, const Delivered& delivered,
+absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address, Delivered& delivered,
                                                                   Metrics& metrics) {
   absl::StatusOr<Listener> listener = Listener::Open(address);
   if (!listener.ok()) return listener.status();
   std::vector<Listener> listeners;
   listeners.push_back(*std::move(listener));
 
-  std::unique_ptr<HealthServer> health(new HealthServer);
+  std::unique_ptr<HealthServer> health(new HealthServer(delivered));
   grpc::ServerBuilder builder;
   SetConnectionArguments(builder, OfProbes());
   health->health_.Register(builder);
@@ -41,12 +58,13 @@ absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address&
   health->server_ = builder.BuildAndStart();
   if (health->server_ == nullptr) return absl::InternalError("gRPC did not start a server for health");
   health->acceptor_ = std::make_unique<Acceptor>(
-      Acceptor::Options{.max_connections = kMostConnections,
+      Acceptor::Options{.max_connections = MostConnections(),
                         .when_full = Acceptor::WhenFull::kEndOldest,
                         .accepted = [&connections = *health->connections_](
                                         int fd, int listener_fd) { HandOver(fd, listener_fd, connections); },
                         .refused = [&metrics] { metrics.ConnectionRefused(); },
                         .delivered = delivered,
+                        .max_undelivered_bytes = kMaxUndeliveredBytes,
                         .ended = [&metrics](ConnectionEnd why, size_t count) { metrics.ConnectionsEnded(why, count); }},
       std::move(listeners));
   health->health_.AwaitCalls(*health->queue_);

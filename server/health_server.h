@@ -22,12 +22,9 @@ namespace nsa::metadata::server {
 // Not thread-safe.
 class HealthServer {
  public:
-  // Probes come now and then, each on a connection or several on one that is kept; the next one more ends the oldest,
-  // so that who opens many keeps no probe from being answered, and takes no descriptors from the callers.
-  static constexpr size_t kMostConnections = 256;
-
-  // UNAVAILABLE naming the address when it can't listen there. Says NOT_SERVING at first. Both outlive it.
-  static absl::StatusOr<std::unique_ptr<HealthServer>> Start(const Address& address, const Delivered& delivered,
+  // UNAVAILABLE naming the address when it can't listen there. Says NOT_SERVING at first. Its calls count in
+  // `delivered`, what becomes of its connections in `metrics`; both outlive it.
+  static absl::StatusOr<std::unique_ptr<HealthServer>> Start(const Address& address, Delivered& delivered,
                                                              Metrics& metrics);
   // Ends Watch streams too.
   ~HealthServer();
@@ -37,11 +34,11 @@ class HealthServer {
   const Address& address() const { return acceptor_->listeners().front().address(); }
 
  private:
-  HealthServer() = default;
+  explicit HealthServer(Delivered& delivered) : health_(live_, &delivered) {}
   void Run();
 
   LiveCalls live_;
-  HealthService health_{live_};
+  HealthService health_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
   std::unique_ptr<grpc::Server> server_;

@@ -132,7 +132,7 @@ Metrics::Metrics() {
         "nsa_metadata_connections_ended_total",
         "Connections ended by a reset, by reason: 'stalled', the peer took next to nothing of what was written for "
         "write_stall_timeout; 'undelivered', it had sent the most that was no request, of max_undelivered_bytes; "
-        "'crowded', it was the oldest of more than 256 on the health port.",
+        "'crowded', it was the oldest of too many on the health port.",
         {{"reason", kConnectionEnds[why]}});
   }
   for (size_t what = 0; what < kNumReloaded; ++what) {

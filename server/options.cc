@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlock = OutputPool::kBlockBytes;
 constexpr int64_t kMaxInt32 = INT32_MAX;
-// What gRPC and this process need beside the callers' connections.
+// What gRPC and this process need beside the callers' connections; the health port's are among them.
 constexpr int64_t kOwnDescriptors = 256;
 constexpr int64_t kMostConnections = 12'000;
 

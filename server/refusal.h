@@ -26,7 +26,7 @@ struct Refusal {
   int64_t limit = 0;
   // When to try again; 0: never, the same request fails again.
   std::chrono::milliseconds retry_after{0};
-  // Where its time went, of a request that had come as far as the queue.
+  // Where its time went, of a request that was given up in the queue.
   std::optional<Journey> journey = std::nullopt;
 };
 

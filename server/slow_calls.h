@@ -33,7 +33,7 @@ struct SlowCall {
   uint64_t total_ns = 0;
   // How long gRPC took to send the answer; of an item of many messages, the last of them.
   uint64_t send_ns = 0;
-  // Nothing where it did not come as far as the queue.
+  // Nothing where it was neither computed nor given up in the queue.
   std::optional<Journey> journey;
 };
 
@@ -56,7 +56,8 @@ class SlowCalls {
     NoteSlow(call, method, refused, total_ns, send_ns, journey);
   }
 
-  // Logs the caller of a call or item that was refused for its caller's share, a line a second at most.
+  // Logs the caller of a call that was refused for its caller's share, a line a second at most. (A stream's item
+  // waits.)
   void NoteOverShare(const grpc::ServerContextBase& call);
 
   // The last of the slow ones, the latest first; of a second no more than there is room for.

@@ -203,7 +203,6 @@ void StreamCall::Refuse(Item& item, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
   Messages answer;
   answer.push_back(Encode(item.id(), refusal));
-  if (refusal.reason == v1::REFUSAL_REASON_CALLER_SHARE) context_.slow_calls.NoteOverShare(server_context_);
   Answer(item, std::move(answer), refusal.reason, refusal.journey);
 }
 

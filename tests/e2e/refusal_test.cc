@@ -135,13 +135,18 @@ TEST(RefusalOverTheWireTest, AFullBudgetRefusesWithTheBytesAsked) {
   holder.join();
 }
 
-// Blocks until a request waits in `server`'s queue.
-void AwaitQueued(RunningServer& server) {
+// Waits until a request is in `server`'s queue, for as long as that may take; whether one is.
+bool AwaitQueued(RunningServer& server) {
   const auto queued = [&] {
     return testing::MetricValue(testing::HttpGet(server.server().metrics_address(), "/metrics"),
                                 "nsa_metadata_queue_requests");
   };
-  while (queued() < 1) std::this_thread::yield();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (queued() < 1) {
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+  return true;
 }
 
 TEST(RefusalOverTheWireTest, ARequestWhoseDeadlinePassesInTheQueueIsNotLaunched) {
@@ -154,7 +159,7 @@ TEST(RefusalOverTheWireTest, ARequestWhoseDeadlinePassesInTheQueueIsNotLaunched)
   constexpr std::chrono::milliseconds kDeadline(500);
   grpc::Status status;
   std::thread late([&] { status = Call(*server.Stub(), Good(), kDeadline).status; });
-  AwaitQueued(server);
+  EXPECT_TRUE(AwaitQueued(server));
   // The server's deadline is later than the caller's by the time that the request was on its way, and no later than
   // this: it began before the request was seen in the queue.
   const auto expired = std::chrono::steady_clock::now() + kDeadline + std::chrono::milliseconds(10);
@@ -173,14 +178,14 @@ TEST(RefusalOverTheWireTest, ARequestWhoseTimeInTheServerPassesInTheQueueIsNotLa
   testing::Gate gate;
   server::Options options = testing::LoopbackOptions();
   options.lanes = 1;
-  options.max_rpc_duration = absl::Milliseconds(50);
+  options.max_rpc_duration = absl::Milliseconds(500);
   RunningServer server(options, testing::MakeGatedBackend(gate));
   std::thread holder([&] { EXPECT_TRUE(Call(*server.Stub(), Good()).status.ok()); });
   gate.AwaitStarted(1);
   grpc::Status status;
   std::thread late([&] { status = Call(*server.Stub(), Good()).status; });
-  AwaitQueued(server);
-  std::this_thread::sleep_for(std::chrono::milliseconds(60));  // its time passes
+  EXPECT_TRUE(AwaitQueued(server));
+  std::this_thread::sleep_for(std::chrono::milliseconds(510));  // its time passes
   gate.Open();
   holder.join();
   late.join();

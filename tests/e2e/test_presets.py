@@ -142,11 +142,25 @@ def test_check_holds_an_engine_to_the_mode_of_its_name(name, preset, mode, lengt
     np.savez(tmp_path / "wrong.npz", extend_seq_lens=lengths, seq_lens=seq_lens, **{name: built.pop(mode)})
     np.savez(tmp_path / "right.npz", extend_seq_lens=lengths, seq_lens=seq_lens, **{name: built.popitem()[1]})
     if mode == "CAUSAL" and lengths != [2, 2]:
-        return  # TensorRT-LLM's rows are as many of each sequence
+        preset = "repeat"  # TensorRT-LLM's rows are as many of each sequence
     code, said = check(tmp_path / "wrong.npz")
     assert code == 1 and preset in re.search(r"the nearest is (.*),", said)[1] and "the other mode: it is what " in said and f"SEQUENCE_MODE_{mode}" in said, said
     code, said = check(tmp_path / "right.npz")
     assert code == 0 and preset in said, said
+
+
+def test_check_takes_either_mode_under_our_own_names(tmp_path):
+    np.savez(tmp_path / "dump.npz", extend_seq_lens=[2, 2], seq_lens=[10, 4], seqlens_expanded=[10, 10, 4, 4], nsa_cache_seqlens=[5, 5, 4, 4], nsa_index_topk=5)
+    code, said = check(tmp_path / "dump.npz")
+    assert code == 0 and "tensorrt-llm-kv-lens-expanded" in said, said
+
+
+def test_check_says_what_is_missing_to_look_at_rows_of_drafts(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"seq_lens": [4], "kv_lens_expanded": [4, 4]}))
+    code, said = check(path)
+    assert code == 2 and "extend_seq_lens" in said, said
+    assert check(path, "--num_draft_tokens=1")[0] == 0
 
 
 def test_check_holds_a_dump_to_the_preset_that_it_is_told(tmp_path):
@@ -155,8 +169,11 @@ def test_check_holds_a_dump_to_the_preset_that_it_is_told(tmp_path):
     assert check(path)[0] == 0 and check(path, "--preset=tensorrt-llm-kv-lens-expanded")[0] == 0
     code, said = check(path, "--preset=sglang-extend")
     assert code == 1 and "the other mode: it is what tensorrt-llm-kv-lens-expanded builds" in said, said
+    positions = tmp_path / "positions.json"
+    positions.write_text(json.dumps({"extend_seq_lens": [2, 2], "seq_lens": [10, 4], "positions": [8, 9, 2, 3]}))
+    assert check(positions)[0] == check(positions, "--preset=sglang-extend")[0] == check(positions, "--preset=flashinfer-batch-indices-positions")[0] == 0
     code, said = check(path, "--preset=sglang-decode")
-    assert code == 2 and "none of preset sglang-decode, but of sglang-extend" in said, said
+    assert code == 2 and "none of preset sglang-decode, but of sglang-draft-extend, sglang-extend" in said, said
 
 
 def test_check_says_what_else_of_the_same_mode_it_is(tmp_path):

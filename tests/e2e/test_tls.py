@@ -158,7 +158,7 @@ def test_an_expired_pair_does_not_take_the_place_of_one_that_is_not(stubs, pki):
         pki.rotate(lasts=-DAY)
         eventually(lambda: reloads(server).get("error") == 1, "the pair is refused")
         assert served_certificate(server.address) == before
-        assert f"--tls_certificate={pki.certificate} has expired" in server.log
+        eventually(lambda: f"--tls_certificate={pki.certificate} has expired" in server.log, "the log says why")
         assert server.metrics().total("nsa_metadata_tls_reload_failed") == 1
         with pki.channel(server.address, pki.caller_root.issue(ENGINE)) as on:
             call(stubs, on, "Expand")

@@ -360,7 +360,7 @@ def reset_flood(address, pairs, connections=10, body=None):
                 time.sleep(max(0, begin + 2 * i / FRAMES_PER_S - time.monotonic()))
             try:
                 if peer is None:
-                    peer, stream = wire.connect(address), 1
+                    peer, stream = wire.connect(address, source=GREEDY), 1
                     peer.sendall(wire.PREFACE + wire.settings())
                     threading.Thread(target=NullSink._drain, args=(peer,), daemon=True).start()
                 opened = wire.call(stream, body) if body and i % 10 == 0 else wire.frame(wire.HEADERS, wire.END_HEADERS, stream, wire.EXPAND)

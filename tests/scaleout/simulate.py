@@ -1,4 +1,4 @@
-"""How many servers callers need: tests/scaleout/simulate.py TRACE... [--callers=10000] [--cores=2].
+"""How many servers callers need: tests/scaleout/simulate.py TRACE... [--callers=10000] [--cores=2] [--tls].
 
 Each caller is an engine that lives through a trace of invocations (TIMESTAMP,ContextTokens,GeneratedTokens) from a moment
 of its own, in steps of 20 ms, as `nsa-metadata replay` makes them: a call for what it decodes, and one for each prefill.
@@ -7,8 +7,11 @@ cores. What a call costs is measured first, on this machine: CPU of a real serve
 """
 
 import argparse
+import contextlib
 import csv
+import ssl
 import sys
+import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -24,23 +27,58 @@ MAX_TOKENS = 516_000
 BYTES_PER_TOKEN = 8
 
 
-def measured_costs():
+def mutual(folder):
+    """What a server, and a caller, is given for certificates both ways: flags, flags of nsa-metadata, and an ssl.SSLContext."""
+    from certificates import Authority
+
+    authority = Authority()
+    Path(folder, "ca.crt").write_bytes(authority.certificate)
+    pairs = {name: authority.issue("localhost", "127.0.0.1").write(Path(folder), name) for name in ("server", "caller")}
+    ca, (certificate, key) = f"{folder}/ca.crt", pairs["server"]
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(*pairs["caller"])
+    context.set_alpn_protocols(["h2"])
+    of_server = [f"--tls_certificate={certificate}", f"--tls_key={key}", f"--tls_client_ca={ca}"]
+    return of_server, dict(zip(("tls_certificate", "tls_key"), pairs["caller"], strict=True), tls_ca=ca), context
+
+
+def idle_connection_bytes(server, context, count=300):
+    """The server's memory for a connection that has had a call answered."""
+    import wire
+
+    before = server.memory("VmRSS")
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            peer = stack.enter_context(wire.connect(server.address))
+            if context:
+                peer = stack.enter_context(context.wrap_socket(peer, server_hostname="localhost"))
+            peer.sendall(wire.PREFACE + wire.settings() + wire.call(1, b""))
+            answered = b""
+            while b"grpc-status" not in answered:  # an empty request is refused, by trailers
+                answered += peer.recv(1 << 16)
+        return (server.memory("VmRSS") - before) / count
+
+
+def measured_costs(tls):
     """Seconds of a server's CPU for a call, and for a token of it."""
     from programs import Server
     from rows import bench
 
     tokens, seconds = (16, 512, 4_096, 32_768, 262_144), []
-    with Server("--backend=cpu") as server:
+    with tempfile.TemporaryDirectory() as folder:
+        of_server, of_client, context = mutual(folder) if tls else ([], {}, None)
+        with Server("--backend=cpu", *of_server) as server:
 
-        def cpu_s():
-            fields = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            return (int(fields[11]) + int(fields[12])) / 100
+            def cpu_s():
+                fields = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+                return (int(fields[11]) + int(fields[12])) / 100
 
-        for count in tokens:
-            before = cpu_s()
-            done = bench(server.address, total_tokens=count, num_sequences=4, in_flight=8, duration="3s", warm_up="0s")
-            seconds.append((cpu_s() - before) / done["ok"])
-            print(f"a call of {count:,} tokens: {seconds[-1] * 1e6:.1f} us of the server's CPU")
+            for count in tokens:
+                before = cpu_s()
+                done = bench(server.address, total_tokens=count, num_sequences=4, in_flight=8, duration="3s", warm_up="0s", **of_client)
+                seconds.append((cpu_s() - before) / done["ok"])
+                print(f"a call of {count:,} tokens: {seconds[-1] * 1e6:.1f} us of the server's CPU")
+            print(f"an idle connection: {idle_connection_bytes(server, context) / 1024:.1f} KiB of its memory")
     # By relative errors: the small ones are the many.
     weights = 1 / np.array(seconds)
     slope, fixed = np.polyfit(tokens, seconds, 1, w=weights)
@@ -125,13 +163,14 @@ def main():
     parser.add_argument("--callers", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2, help="of a server")
     parser.add_argument("--seconds", type=float, default=2.0, help="of trace time")
+    parser.add_argument("--tls", action="store_true", help="measured with certificates both ways")
     parser.add_argument("--costs", type=float, nargs=2, metavar=("CALL_US", "TOKEN_NS"), help="in place of measuring them")
     flags = parser.parse_args()
     for name, least in (("callers", 1), ("cores", 1), ("seconds", STEP_S)):
         if getattr(flags, name) < least:
             parser.error(f"--{name}={getattr(flags, name)} is less than {least}")
     random = np.random.default_rng(1)
-    fixed, slope = [flags.costs[0] * 1e-6, flags.costs[1] * 1e-9] if flags.costs else measured_costs()
+    fixed, slope = [flags.costs[0] * 1e-6, flags.costs[1] * 1e-9] if flags.costs else measured_costs(flags.tls)
     print(f"a call costs {fixed * 1e6:.1f} us and {slope * 1e9:.2f} ns a token\n")
     print("| trace | calls/s | tokens a call, mean and p99 | cores' work | servers | busiest | wait p50 | wait p99 | wait max | MiB in flight |")
     print("|---|---|---|---|---|---|---|---|---|---|")
