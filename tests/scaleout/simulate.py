@@ -9,9 +9,12 @@ cores. What a call costs is measured first, on this machine: CPU of a real serve
 import argparse
 import contextlib
 import csv
+import re
+import resource
 import ssl
 import sys
 import tempfile
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -59,6 +62,27 @@ def idle_connection_bytes(server, context, count=300):
         return (server.memory("VmRSS") - before) / count
 
 
+def kernel_bytes():
+    """What the kernel holds for all TCP sockets."""
+    pages = re.search(r"^TCP: .* mem (\d+)$", Path("/proc/net/sockstat").read_text(), re.MULTILINE)[1]
+    return int(pages) * resource.getpagesize()
+
+
+def stuck_connection_bytes(server, count=50):
+    """The kernel's memory for a connection whose caller reads nothing of a reply of 2 MB."""
+    import wire
+    from rows import generated
+
+    body = generated().ExpandRequest(extend_seq_lens=[250_000], seq_lens=[250_000], nsa_index_topk=2048).SerializeToString()
+    before = kernel_bytes()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            peer = stack.enter_context(wire.connect(server.address, receive_buffer=4096))
+            peer.sendall(wire.PREFACE + wire.settings((1 << 31) - 1) + wire.window_update(0, (1 << 31) - 1 - 65_535) + wire.call(1, body))
+        time.sleep(2)
+        return (kernel_bytes() - before) / count
+
+
 def measured_costs(tls):
     """Seconds of a server's CPU for a call, and for a token of it."""
     from programs import Server
@@ -78,6 +102,8 @@ def measured_costs(tls):
                 done = bench(server.address, total_tokens=count, num_sequences=4, in_flight=8, duration="3s", warm_up="0s", **of_client)
                 seconds.append((cpu_s() - before) / done["ok"])
                 print(f"a call of {count:,} tokens: {seconds[-1] * 1e6:.1f} us of the server's CPU")
+            if not tls:
+                print(f"a connection whose caller doesn't read: {stuck_connection_bytes(server) / 1024:.0f} KiB of the kernel's")
             print(f"an idle connection: {idle_connection_bytes(server, context) / 1024:.1f} KiB of its memory")
     # By relative errors: the small ones are the many.
     weights = 1 / np.array(seconds)
