@@ -137,16 +137,19 @@ def test_only_callers_with_a_sound_certificate_that_the_policy_names_may_call(me
 
 @pytest.mark.parametrize("method", ["ModelConfig", "ModelInfer", "ModelMetadata", "ModelReady", "ModelStatistics", "ServerLive", "ServerMetadata", "ServerReady"])
 def test_the_policy_holds_for_the_open_inference_protocol_too(method, pki):
-    codes = {}
+    strangers = [None, Authority("Caller Root").issue(ENGINE), pki.caller_root.issue(ENGINE, lasts=-DAY)]
+    known = [pki.caller_root.issue(name) for name in ("spiffe://cluster.test/ns/web/sa/page", ENGINE)]
+    codes = []
     with Server(*pki.with_policy()) as server:
-        for caller in (ENGINE, "spiffe://cluster.test/ns/web/sa/page"):
-            with pki.channel(server.address, pki.caller_root.issue(caller)) as on:
+        for pair in [*strangers, *known]:
+            with pki.channel(server.address, pair) as on:
                 try:
                     on.unary_unary(f"/inference.GRPCInferenceService/{method}")(b"", timeout=TIMEOUT_S)
-                    codes[caller] = grpc.StatusCode.OK
+                    codes.append(grpc.StatusCode.OK)
                 except grpc.RpcError as ended:
-                    codes[caller] = ended.code()
-    allowed, denied = codes.values()
+                    codes.append(ended.code())
+    *unknown, denied, allowed = codes
+    assert unknown == [grpc.StatusCode.UNAVAILABLE] * 3
     assert denied == grpc.StatusCode.PERMISSION_DENIED
     # These three are for one model, which is not named.
     assert allowed == (grpc.StatusCode.NOT_FOUND if method in ("ModelConfig", "ModelInfer", "ModelMetadata") else grpc.StatusCode.OK)
