@@ -44,7 +44,7 @@ struct CheckResult {
 
 // Compares the arrays of `dump`, which may have their engines' names, with what each preset makes of its lengths.
 // INVALID_ARGUMENT: lengths are missing, negative or of different sizes, there is nothing to compare, nsa_index_topk is
-// needed and not there, or the preset asked for has no such lengths.
+// needed and not there, or the lengths are of no preset that was asked for or that the names allow.
 absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options);
 
 }  // namespace nsa::metadata::client
