@@ -44,6 +44,8 @@ struct BatchShape {
   bool first_two = true;
   // Whether the outputs lie in the host's memory, across the bus.
   bool to_host = false;
+  // Whether the kernel has to make the sums over the sequences itself.
+  bool from_lengths = false;
 };
 
 // One of kLinear, kBinary, kRows and kTile.

@@ -2,6 +2,7 @@
 // sequences before it:
 //   up to 32 sequences     each warp scans them for itself, then goes on with its tokens
 //   up to 1,024 sequences  each block does
+//   up to 4,096, in few blocks   each block does, in more memory
 //   more                   a kernel scans them by chunks, a block a chunk; in the one after it each block scans the 64
 //                          chunks' sums, and adds a sequence's chunk's to its own where it needs them
 
@@ -136,6 +137,81 @@ __device__ __forceinline__ Batch<FlatSums> BatchOf(const Fused& source) {
                      .extend_seq_lens = source.lengths.extend_seq_lens}};
 }
 
+// For more sequences than Fused takes, in shared memory that the launch asks for: each block scans all of them.
+struct Wide {
+  DeviceLengths lengths;
+  int32_t each;  // sequences a thread
+  int64_t* total_tokens;
+};
+// Beyond so many blocks a scan of its own is quicker (H100).
+constexpr int64_t kMostWideBlocks = 264;
+constexpr int32_t kMostWideSequences = 4'096;
+
+// Where a sequence's sums lie: threads that go through a multiple of 32 each then don't meet in a bank.
+__host__ __device__ constexpr int32_t Spread(int32_t b) { return b + b / kWarp; }
+
+constexpr size_t WideBytes(bool first_two, int32_t each) {
+  return static_cast<size_t>(Spread(kThreads * each)) * (sizeof(int32_t) + (first_two ? 0 : sizeof(SumsBefore)));
+}
+
+// FlatSums' functions, for sums that are spread.
+template <bool kFirstTwo>
+struct WideSums {
+  const int32_t* first_tokens;
+  const SumsBefore* sums_before;
+  const int32_t* extend_seq_lens;
+
+  __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return first_tokens[Spread(b)]; }
+  __device__ __forceinline__ int32_t TokensOf(int32_t b, const DeviceRequest&) const {
+    return LengthAt(extend_seq_lens, b);
+  }
+  __device__ __forceinline__ SumsBefore SumsBeforeOf(int32_t b) const {
+    if constexpr (kFirstTwo) return {};
+    return sums_before[Spread(b)];
+  }
+};
+
+// Read as they lie, then scanned by threads that take some each, one after another.
+template <bool kFirstTwo>
+__device__ __forceinline__ Batch<WideSums<kFirstTwo>> BatchOf(const Wide& source) {
+  using Scan = cub::BlockScan<Sums, kThreads>;
+  __shared__ typename Scan::TempStorage storage;
+  extern __shared__ SumsBefore room[];
+  const int32_t count = source.each * kThreads;
+  SumsBefore* const sums_before = room;
+  auto* const first_tokens = reinterpret_cast<int32_t*>(room + (kFirstTwo ? 0 : Spread(count)));
+#pragma unroll 8
+  for (int32_t b = threadIdx.x; b < count; b += kThreads) {
+    const Sums sums = SumsOf<kFirstTwo>(source.lengths, b);
+    first_tokens[Spread(b)] = static_cast<int32_t>(sums.tokens);
+    if constexpr (!kFirstTwo) sums_before[Spread(b)] = sums.before;
+  }
+  __syncthreads();
+  const auto at = [&](int32_t b) -> Sums {
+    if constexpr (kFirstTwo) return {first_tokens[Spread(b)], {}};
+    return {first_tokens[Spread(b)], sums_before[Spread(b)]};
+  };
+  const int32_t first = threadIdx.x * source.each;
+  Sums mine;
+  for (int32_t b = first; b < first + source.each; ++b) mine = mine + at(b);
+  Sums before;
+  Sums total;
+  Scan(storage).ExclusiveScan(mine, before, Sums{}, Add(), total);
+  for (int32_t b = first; b < first + source.each; ++b) {
+    const Sums here = at(b);
+    first_tokens[Spread(b)] = FirstToken(before.tokens);
+    if constexpr (!kFirstTwo) sums_before[Spread(b)] = before.before;
+    before = before + here;
+  }
+  PutTotal(source, total);
+  __syncthreads();
+  return {.size = source.lengths.size,
+          .arrays = ArraysOf(source.lengths),
+          .before = {.first_tokens = first_tokens,
+                     .sums_before = sums_before,
+                     .extend_seq_lens = source.lengths.extend_seq_lens}};
+}
+
 // Lengths in chunks of 2^shift sequences, a multiple of kBlockSequences, at most kMostChunks.
 struct Chunked {
   DeviceLengths lengths;
@@ -234,6 +310,19 @@ bool CanLaunchEarly() {
   return can;
 }
 
+bool FitsWide(Kernel kernel, const BatchSize& size) {
+  return size.num_sequences <= kMostWideSequences &&
+         NumBlocks(kernel, size.num_sequences, size.num_tokens) <= kMostWideBlocks;
+}
+
+cudaError_t LaunchWide(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, const DoneFlags& done,
+                       cudaStream_t stream) {
+  const int32_t each = (lengths.size.num_sequences + kThreads - 1) / kThreads;
+  const Wide source = {.lengths = lengths, .each = each, .total_tokens = total_tokens};
+  return Launch<Wide, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
+                                                  {.shared_bytes = WideBytes(lengths.size.first_two, each)});
+}
+
 cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
                           const DoneFlags& done, cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
@@ -254,7 +343,8 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
   void* parameters[] = {&source};
   const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
   if (error != cudaSuccess) return error;
-  return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream, CanLaunchEarly());
+  return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
+                                                       {.early = CanLaunchEarly()});
 }
 
 }  // namespace
@@ -267,6 +357,7 @@ size_t SumsWorkspaceBytes(int32_t num_sequences) {
 cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
                               const DoneFlags& done, cudaStream_t stream) {
   if (lengths.size.num_sequences > kMostFusedSequences) {
+    if (FitsWide(kernel, lengths.size)) return LaunchWide(kernel, lengths, total_tokens, done, stream);
     return LaunchChunked(kernel, lengths, total_tokens, workspace, done, stream);
   }
   if (lengths.size.num_sequences > kWarp) {

@@ -75,7 +75,8 @@ Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan)
   return kernels::ChooseKernel(plan, {.num_sequences = metadata.num_sequences,
                                       .total_tokens = metadata.capacity,
                                       .first_two = !AsksMoreThanFirstTwo(metadata.out),
-                                      .to_host = false});
+                                      .to_host = false,
+                                      .from_lengths = true});
 }
 
 cudaError_t FillDraftExtendMetadataAdaptive(const DraftExtendMetadata& metadata, cudaStream_t stream,

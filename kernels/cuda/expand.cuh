@@ -34,7 +34,7 @@ __device__ __forceinline__ uint32_t NsaSum(SequenceMode mode, int64_t k, int64_t
 
 // Over the sequences before one.
 struct Sums {
-  int64_t tokens;
+  int64_t tokens = 0;
   SumsBefore before;
 };
 

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <span>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu.h"
 #include "kernels/cuda/allocator.h"
 #include "kernels/cuda/check.h"
+#include "kernels/cuda/device_lengths.h"
 #include "kernels/cuda/lay_out.h"
 
 namespace nsa::metadata::kernels::cuda {
@@ -24,7 +27,7 @@ cudaError_t UseDevice(int device) {
   return cudaSetDevice(device);
 }
 
-// The most that a lane's batch takes.
+// The most that the layout of a lane's batch takes.
 size_t MostBytes(const LaneLimits& limits) {
   BatchSize size;
   size.num_sequences = static_cast<int32_t>(limits.max_sequences);
@@ -32,25 +35,38 @@ size_t MostBytes(const LaneLimits& limits) {
   return std::max(BatchLayout(size).bytes, size_t{1});
 }
 
+// What a batch's lengths take, and the sums that the device makes of them.
+size_t LengthsBytes(int64_t num_sequences) { return 2 * static_cast<size_t>(num_sequences) * sizeof(int32_t); }
+size_t MostBytesFromLengths(const LaneLimits& limits) {
+  return LengthsBytes(limits.max_sequences) + SumsWorkspaceBytes(static_cast<int32_t>(limits.max_sequences));
+}
+
+std::span<int32_t> Half(void* lengths, int64_t max_sequences, int64_t half) {
+  return {static_cast<int32_t*>(lengths) + half * max_sequences, static_cast<size_t>(max_sequences)};
+}
+
 }  // namespace
 
-CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits)
+CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths)
     : options_(options),
-      extend_seq_lens_(limits.max_sequences),
-      seq_lens_(limits.max_sequences),
-      batch_(extend_seq_lens_, seq_lens_, limits.max_requests) {}
+      max_sequences_(limits.max_sequences),
+      lengths_(std::move(lengths)),
+      batch_(Half(lengths_.get(), max_sequences_, 0), Half(lengths_.get(), max_sequences_, 1), limits.max_requests) {}
 
 absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& options, const LaneLimits& limits) {
-  std::unique_ptr<CudaLane> lane(new CudaLane(options, limits));
   NSA_RETURN_IF_CUDA_ERROR(UseDevice(options.device));
+  Allocator& allocator = *options.allocator;
+  void* memory = nullptr;
+  const size_t lengths = std::max(LengthsBytes(limits.max_sequences), size_t{1});
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, lengths, cudaHostAllocDefault));
+  std::unique_ptr<CudaLane> lane(new CudaLane(options, limits, PinnedMemory(memory)));
   cudaStream_t stream = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
-  Allocator& allocator = *options.allocator;
-  void* memory = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, MostBytes(limits), cudaHostAllocDefault));
   lane->pinned_.reset(memory);
-  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocateDevice(&memory, MostBytes(limits)));
+  const size_t on_device = std::max(MostBytes(limits), MostBytesFromLengths(limits));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocateDevice(&memory, on_device));
   lane->on_device_.reset(memory);
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, kMostDoneFlags * sizeof(uint64_t), cudaHostAllocMapped));
   memset(memory, 0, kMostDoneFlags * sizeof(uint64_t));
@@ -64,11 +80,27 @@ cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
     LayOut(batch_, inline_.size, inline_.data);
     return LaunchInline(kernel, inline_, done, stream_.get());
   }
+  if (inline_.size.num_requests == 1) return LaunchLengths(kernel, done);
   LayOut(batch_, inline_.size, static_cast<unsigned char*>(pinned_.get()));
   const cudaError_t error =
       cudaMemcpyAsync(on_device_.get(), pinned_.get(), bytes, cudaMemcpyHostToDevice, stream_.get());
   if (error != cudaSuccess) return error;
   return LaunchStaged(kernel, inline_.size, on_device_.get(), done, stream_.get());
+}
+
+cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
+  const int64_t n = inline_.size.num_sequences;
+  auto* const q = static_cast<int32_t*>(on_device_.get());
+  const size_t row = static_cast<size_t>(n) * sizeof(int32_t);
+  const cudaError_t error =
+      cudaMemcpy2DAsync(q, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t), row, 2,
+                        cudaMemcpyHostToDevice, stream_.get());
+  if (error != cudaSuccess) return error;
+  const DeviceLengths lengths = {.extend_seq_lens = q,
+                                 .seq_lens = q + n,
+                                 .size = inline_.size,
+                                 .request = ToDevice(batch_.requests().front(), /*first_token=*/0)};
+  return LaunchFromLengths(kernel, lengths, /*total_tokens=*/nullptr, q + 2 * n, done, stream_.get());
 }
 
 absl::StatusOr<Kernel> CudaLane::Expand() {

@@ -6,7 +6,6 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
-#include <vector>
 
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
@@ -17,7 +16,8 @@
 namespace nsa::metadata::kernels::cuda {
 
 // A stream and the batch's lengths, which travel to the device as a kernel parameter, or, where that has not enough
-// room, by one copy before it. The kernel writes the outputs where they are sent from: pinned memory, across the bus.
+// room, by one copy before it: as they are where they are one request's, and with sums that the host has made where
+// each request's begin anew. The kernel writes the outputs where they are sent from: pinned memory, across the bus.
 // Nothing is allocated after Create.
 class CudaLane final : public Lane {
  public:
@@ -28,17 +28,20 @@ class CudaLane final : public Lane {
   absl::StatusOr<Kernel> Expand() override;
 
  private:
-  CudaLane(const CudaOptions& options, const LaneLimits& limits);
+  // `lengths`: room for two of each sequence's.
+  CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths);
   absl::StatusOr<Kernel> ExpandOnDevice();
   cudaError_t Launch(Kernel kernel, const DoneFlags& done);
+  // Of one request: the device makes the sums.
+  cudaError_t LaunchLengths(Kernel kernel, const DoneFlags& done);
   // Until the kernel's flags, one for each of `blocks`, are set; 0: until the stream is done.
   absl::Status AwaitDone(int64_t blocks) const;
   // Whether the stream is done; DEADLINE_EXCEEDED when it is not at `deadline`.
   absl::StatusOr<bool> Done(std::chrono::steady_clock::time_point deadline) const;
 
   const CudaOptions options_;
-  std::vector<int32_t> extend_seq_lens_;
-  std::vector<int32_t> seq_lens_;
+  const int64_t max_sequences_;
+  PinnedMemory lengths_;  // [2][max_sequences], extend_seq_lens and seq_lens
   PackedBatch batch_;
   InlineBatch inline_;
   Stream stream_;

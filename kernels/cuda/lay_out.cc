@@ -13,18 +13,18 @@ constexpr OutputSet kFirstTwo = {Output::kSeqlensExpanded, Output::kNsaCacheSeql
 
 int64_t RoundUp(int64_t tokens) { return (tokens + kTokensAThread - 1) / kTokensAThread * kTokensAThread; }
 
-DeviceRequest Translate(const PackedRequest& request, int64_t first_token) {
-  DeviceRequest translated;
-  translated.first_sequence = static_cast<int32_t>(request.first_sequence);
-  translated.first_token = static_cast<int32_t>(first_token);
-  translated.end_token = static_cast<int32_t>(first_token + request.total_tokens);
-  translated.nsa_index_topk = request.spec.nsa_index_topk;
-  translated.mode = request.spec.mode;
-  std::copy(request.out.begin(), request.out.end(), translated.out);
-  return translated;
-}
-
 }  // namespace
+
+DeviceRequest ToDevice(const PackedRequest& request, int64_t first_token) {
+  DeviceRequest on_device;
+  on_device.first_sequence = static_cast<int32_t>(request.first_sequence);
+  on_device.first_token = static_cast<int32_t>(first_token);
+  on_device.end_token = static_cast<int32_t>(first_token + request.total_tokens);
+  on_device.nsa_index_topk = request.spec.nsa_index_topk;
+  on_device.mode = request.spec.mode;
+  std::copy(request.out.begin(), request.out.end(), on_device.out);
+  return on_device;
+}
 
 absl::StatusOr<BatchSize> SizeOf(const PackedBatch& batch) {
   BatchSize size;
@@ -60,7 +60,7 @@ void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base
   for (int32_t r = 0; r < size.num_requests; ++r) {
     const PackedRequest& request = batch.requests()[r];
     token = static_cast<int32_t>(RoundUp(token));
-    requests[r] = Translate(request, token);
+    requests[r] = ToDevice(request, token);
     const int64_t begin = request.first_sequence;
     const int64_t end = begin + request.num_sequences;
     for (int64_t b = begin; b < end; ++b) {

@@ -11,6 +11,9 @@ namespace nsa::metadata::kernels::cuda {
 // than kMostRequests.
 absl::StatusOr<BatchSize> SizeOf(const PackedBatch& batch);
 
+// A request as the kernels read it, whose tokens are numbered from `first_token` on.
+DeviceRequest ToDevice(const PackedRequest& request, int64_t first_token);
+
 // Writes BatchLayout(size).bytes bytes from `base` on, which is 8-byte aligned; `size` is SizeOf(batch).
 void LayOut(const PackedBatch& batch, const BatchSize& size, unsigned char* base);
 

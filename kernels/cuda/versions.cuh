@@ -22,12 +22,14 @@ constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 // The quads of a thread of a tile. Few tokens want many warps, many tokens less searching.
+constexpr int kOneStep = 1;
 constexpr int kFewSteps = 2;
 constexpr int kManySteps = 8;
+constexpr int32_t kSomeTokens = 1 << 18;
 constexpr int32_t kManyTokens = 2 << 20;
 
 __host__ __device__ constexpr int TileSteps(int64_t num_tokens) {
-  return num_tokens >= kManyTokens ? kManySteps : kFewSteps;
+  return num_tokens >= kManyTokens ? kManySteps : num_tokens >= kSomeTokens ? kFewSteps : kOneStep;
 }
 
 // The last sequence of [low, high) that begins at or before t; the one at `low` does.
@@ -200,10 +202,13 @@ struct Tile {
   static constexpr Kernel kKernel = Kernel::kTile;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
-    if (TileSteps(batch.size.num_tokens) == kManySteps) {
-      WriteSteps<kFirstTwo, kManySteps>(batch);
-    } else {
-      WriteSteps<kFirstTwo, kFewSteps>(batch);
+    switch (TileSteps(batch.size.num_tokens)) {
+      case kManySteps:
+        return WriteSteps<kFirstTwo, kManySteps>(batch);
+      case kFewSteps:
+        return WriteSteps<kFirstTwo, kFewSteps>(batch);
+      default:
+        return WriteSteps<kFirstTwo, kOneStep>(batch);
     }
   }
 
@@ -255,21 +260,34 @@ const void* FunctionOf(Kernel kernel, bool first_two) {
   return function;
 }
 
-// `early`: before the stream's last kernel is over; the kernel waits for it itself.
+struct LaunchOptions {
+  bool early = false;       // before the stream's last kernel is over; the kernel waits for it itself
+  size_t shared_bytes = 0;  // of a block's memory, beside what its kernel declares
+};
+
+// What a kernel may have without asking: 48 KiB, less than 8 of which are declared.
+constexpr size_t kSharedBytesUnasked = 40 << 10;
+
 template <typename Source, typename... Versions>
 cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, DoneFlags done, cudaStream_t stream,
-                   bool early = false) {
+                   const LaunchOptions& options = {}) {
   const void* function = FunctionOf<Source, Versions...>(kernel, size.first_two);
   if (function == nullptr) return cudaErrorInvalidValue;
+  if (options.shared_bytes > kSharedBytesUnasked) {
+    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(options.shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(NumBlocks(kernel, size.num_sequences, size.num_tokens)));
   config.blockDim = dim3(kThreads);
   config.stream = stream;
+  config.dynamicSmemBytes = options.shared_bytes;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
   config.attrs = &attribute;
-  config.numAttrs = early ? 1 : 0;
+  config.numAttrs = options.early ? 1 : 0;
   void* parameters[] = {const_cast<void*>(source), &done};
   return cudaLaunchKernelExC(&config, function, parameters);
 }

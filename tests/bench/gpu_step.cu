@@ -397,7 +397,7 @@ class DeviceToDevice {
                                      .ends = ends_,
                                      .scratch = scratch_,
                                      .scratch_bytes = founding::ScratchBytes(n)};
-    const Kernel kernel = kernels::ChooseKernel({}, {.num_sequences = n, .total_tokens = lengths.total_tokens});
+    const Kernel kernel = kernels::cuda::ChooseKernel(metadata, {});
     const auto subject = [this](const char* name, const std::function<cudaError_t()>& launch) {
       return Subject{name, [this, launch](int times) {
                        return TimeEach(

@@ -106,8 +106,8 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnLargeBatches) {
 TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfSequences) {
   std::mt19937_64 random(17);
   for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
-    for (size_t num_sequences : {1,   24,  26,  27,  44,  45,  57,  58,  98,  99,  109, 110,  157,
-                                 158, 182, 183, 261, 262, 263, 402, 403, 669, 670, 671, 3'000}) {
+    for (size_t num_sequences : {1,   24,  26,  27,  44,  45,  57,  58,  98,  99,  109,   110,   157,  158,
+                                 182, 183, 261, 262, 263, 402, 403, 669, 670, 671, 3'000, 4'096, 4'097}) {
       const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ASSERT_EQ(expander_->Alone(request), testing::ReferenceArrays(request)) << num_sequences << " sequences";
     }

@@ -54,6 +54,15 @@ TEST(LaunchPlanTest, AdaptiveTakesTilesOnlyForManyTokens) {
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 1'045'702, .first_two = true}), Kernel::kTile);
 }
 
+TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSumsOfThousandsOfSequences) {
+  const auto from_lengths = [](int64_t num_sequences, int64_t total_tokens) {
+    return ChooseKernel({}, {.num_sequences = num_sequences, .total_tokens = total_tokens, .from_lengths = true});
+  };
+  EXPECT_EQ(from_lengths(4'096, 16'384), Kernel::kBinary);
+  EXPECT_EQ(from_lengths(4'096, 262'144), Kernel::kTile);
+  EXPECT_EQ(from_lengths(4'097, 16'384), Kernel::kRows) << "beyond them a launch of its own makes them";
+}
+
 TEST(LaunchPlanTest, AdaptiveTakesShapesPastItsTableAsTheNearestInIt) {
   EXPECT_EQ(Choose(KernelChoice::kAdaptive, 0, 0), Choose(KernelChoice::kAdaptive, 1, 1));
   EXPECT_EQ(Choose(KernelChoice::kAdaptive, 1, INT32_MAX), Choose(KernelChoice::kAdaptive, 1, 16'384));

@@ -81,8 +81,8 @@ TestRequest Padded(TestRequest request, size_t num_sequences) {
   request.seq_lens.resize(num_sequences, 0);
   return request;
 }
-// Scanned by a warp, by a block, by several.
-constexpr size_t kWays[] = {8, 33, 1'025};
+// Scanned by a warp, by a block, by a block in more memory, by several.
+constexpr size_t kWays[] = {8, 33, 1'025, 4'097};
 
 class DeviceTest : public ::testing::Test {
  protected:
@@ -178,10 +178,10 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnRandomRequests) {
   }
 }
 
-// As many as one warp scans, one block, several, and more than 64 chunks of a block's.
+// As many as one warp scans, one block, one in more memory, several, and more than 64 chunks of a block's.
 TEST_P(LaunchersTest, AgreeWithTheReferenceOnManySequences) {
   std::mt19937_64 random(13);
-  for (size_t num_sequences : {31, 32, 33, 1'023, 1'024, 1'025, 3'000, 70'000}) {
+  for (size_t num_sequences : {31, 32, 33, 1'023, 1'024, 1'025, 3'000, 4'096, 4'097, 70'000}) {
     for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
       const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ExpectEqualToReference(request, std::to_string(num_sequences) + " sequences");
