@@ -81,10 +81,26 @@ INSTANTIATE_TEST_SUITE_P(Reasons, DeviceFaultTest,
                                            Case{"timeout", absl::DeadlineExceededError("too long")}),
                          [](const auto& info) { return std::string(info.param.reason); });
 
+// Holds replies back until a device that has failed has written over all that it may write to.
+class AfterScribbling final : public server::Failpoints {
+ public:
+  explicit AfterScribbling(Faults& faults) : faults_(faults) {}
+  void Reached(server::Step step) override {
+    if (step != server::Step::kReplying || faults_.batches < faults_.fail_at) return;
+    // The round that is under way may have begun before the reply was written.
+    const int64_t twice = faults_.scribbles + 2;
+    while (faults_.scribbles < twice) std::this_thread::yield();
+  }
+
+ private:
+  Faults& faults_;
+};
+
 TEST(DeviceFaultTest, WhatAFailedDeviceMayStillWriteReachesNobody) {
   Faults faults;
   faults.fail_at = 50;  // in the midst of many callers' batches, which fail in several lanes at once
-  RunningServer server(testing::LoopbackOptions(), testing::MakeFaultyBackend(faults));
+  AfterScribbling failpoints(faults);
+  RunningServer server(testing::LoopbackOptions(), testing::MakeFaultyBackend(faults), &failpoints);
   std::vector<std::thread> callers;
   for (int id = 0; id < 8; ++id) {
     callers.emplace_back([&server, id] {

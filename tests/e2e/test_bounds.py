@@ -219,6 +219,27 @@ def test_a_thousand_connections_over_few_descriptors_are_outlived(stubs, pb, man
         before.serve_more()
 
 
+def test_a_server_without_descriptors_refuses_and_serves_those_connected(stubs, pb, many_descriptors):
+    # More connections are allowed than there are descriptors for: nothing is left to accept, or to look at the metrics, with.
+    with Server("--max_connections=1000", nofile=128) as server, SteadyClient(server.address, stubs) as before:
+        host, port = server.address.split(":")
+        peers = [socket.create_connection((host, int(port)), timeout=10) for _ in range(1000)]
+        try:
+            eventually(lambda: sum(map(is_closed, peers)) >= 1000 - 128, "those that there are no descriptors for are refused")
+            before.serve_more()
+            refused = sum(map(is_closed, peers))
+        finally:
+            for peer in peers:
+                peer.close()
+        begin = time.monotonic()
+        with channel(server.address) as on:
+            request = pb.ExpandRequest(extend_seq_lens=[4], seq_lens=[9], nsa_index_topk=5)
+            assert_right(stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=5, wait_for_ready=True), request, "REPEAT")
+        took = time.monotonic() - begin
+        assert took < 1, f"a new client had to wait {took:.2f} s"
+        assert server.metrics().total("nsa_metadata_connections_refused_total") == refused, "connections refused are counted"
+
+
 def test_connections_over_max_connections_are_refused_and_counted(stubs):
     with Server("--max_connections=3") as server, SteadyClient(server.address, stubs) as before:
         host, port = server.address.split(":")

@@ -4,6 +4,7 @@
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/slice.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,9 @@ void Answer(Machine& machine, const server::Expansion& expansion, Framing framin
   request.spec = expansion.spec;
   request.extend_seq_lens.assign(expansion.extend_seq_lens.begin(), expansion.extend_seq_lens.end());
   request.seq_lens.assign(expansion.seq_lens.begin(), expansion.seq_lens.end());
+  const auto is_length = [](int32_t value) { return value >= 0; };
+  Check(std::ranges::all_of(request.extend_seq_lens, is_length) && std::ranges::all_of(request.seq_lens, is_length),
+        "no negative length is answered");
   Check(request.total_tokens() == expansion.total_tokens && expansion.total_tokens <= kLimits.max_tokens, "tokens");
   const server::OutputPermit permit = machine.pool->Reserve(expansion.layout.block_bytes());
   Check(static_cast<bool>(permit), "a reply within its limit has room");

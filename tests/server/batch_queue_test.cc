@@ -35,6 +35,23 @@ TEST_F(BatchQueueTest, TakesAllThatWaitsInTheOrderOfArrival) {
   EXPECT_EQ(queue.size(), 0u);
 }
 
+TEST_F(BatchQueueTest, CountsAnAccountsRequestsWhileTheyWait) {
+  BatchQueue queue({.max_requests = 1, .max_sequences = 100, .max_tokens = 100});
+  for (const Account account : {Account{7}, Account{7}, Account{9}}) {
+    std::unique_ptr<Task> task = Make(1);
+    task->account = account;
+    queue.Push(std::move(task));
+  }
+  EXPECT_EQ(queue.requests_of(7), 2);
+  EXPECT_EQ(queue.requests_of(9), 1);
+  queue.Take(now_);
+  EXPECT_EQ(queue.requests_of(7), 1);
+  queue.Take(now_);
+  queue.Take(now_);
+  EXPECT_EQ(queue.requests_of(7), 0) << "a caller would have less and less of its share";
+  EXPECT_EQ(queue.requests_of(9), 0);
+}
+
 TEST_F(BatchQueueTest, ClosesABatchBeforeTheRequestThatWouldPassALimit) {
   BatchQueue by_sequences({.max_requests = 100, .max_sequences = 4, .max_tokens = 100});
   BatchQueue by_tokens({.max_requests = 100, .max_sequences = 100, .max_tokens = 4});

@@ -15,6 +15,7 @@ namespace {
 // Writes what no expansion holds wherever it was told to, again and again.
 class Scribbler {
  public:
+  explicit Scribbler(std::atomic<int64_t>& rounds) : rounds_(rounds) {}
   ~Scribbler() {
     stop_ = true;
     if (thread_.joinable()) thread_.join();
@@ -42,10 +43,12 @@ class Scribbler {
           for (int64_t i = 0; i < count; ++i) static_cast<volatile int32_t*>(values)[i] = -77;
         }
       }
+      ++rounds_;
       std::this_thread::yield();
     }
   }
 
+  std::atomic<int64_t>& rounds_;
   server::Mutex mutex_;
   std::vector<std::pair<int32_t*, int64_t>> spans_ ABSL_GUARDED_BY(mutex_);
   std::atomic<bool> stop_{false};
@@ -105,7 +108,7 @@ class FaultyBackend final : public kernels::Backend {
   Faults& faults_;
   const std::unique_ptr<kernels::Backend> cpu_ = kernels::CreateCpuBackend();
   std::vector<kernels::HostBuffer> memory_;
-  Scribbler scribbler_;
+  Scribbler scribbler_{faults_.scribbles};
 };
 
 }  // namespace

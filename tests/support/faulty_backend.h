@@ -29,6 +29,8 @@ struct Faults {
   // Batches and allocations so far.
   std::atomic<int64_t> batches{0};
   std::atomic<int64_t> allocations{0};
+  // How often all of the failed batches' outputs have been written over since.
+  std::atomic<int64_t> scribbles{0};
 };
 
 // Says that it is a CUDA device, and computes as the CPU backend does. Once a batch has failed it writes into that
