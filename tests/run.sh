@@ -38,6 +38,8 @@ make_venv deploy
 
 stage "format"
 find kernels server client tests -name '*.cc' -o -name '*.h' | xargs clang-format --dry-run --Werror
+# Each fault that tests were seen to notice still has its place in the sources.
+tests/faults/run.sh --check
 
 stage "release: build"
 build release
