@@ -98,7 +98,7 @@ ABSL_FLAG(absl::Duration, stream_idle_timeout, kDefault.stream_idle_timeout,
 ABSL_FLAG(absl::Duration, write_stall_timeout, kDefault.write_stall_timeout,
           "How long a reply may wait for its reader, and a connection for a peer that takes less than 16 KiB a second");
 ABSL_FLAG(absl::Duration, max_connection_age, kDefault.connection.max_connection_age,
-          "When a connection is asked to reconnect");
+          "By when a connection is asked to reconnect; ages are spread over the last fifth of it");
 ABSL_FLAG(absl::Duration, max_connection_age_grace, kDefault.connection.max_connection_age_grace,
           "How long its calls may go on after that");
 ABSL_FLAG(absl::Duration, max_connection_idle, kDefault.connection.max_connection_idle,

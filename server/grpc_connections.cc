@@ -8,6 +8,9 @@ namespace {
 // Callers that ask for a sign of life more often are turned away, by gRPC.
 constexpr int kLeastBetweenPingsMs = 10'000;
 
+// gRPC spreads ages by a tenth either way, so that connections that came together don't all go at once.
+constexpr double kAgeSpread = 1.1;
+
 int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt64Milliseconds(duration)); }
 
 }  // namespace
@@ -20,7 +23,9 @@ void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOption
   // gRPC's own limit is a coarse one, far behind ours: what passes it fails other calls of the connection too.
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(8 * options.max_metadata_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(options.max_connection_age));
+  // Not 0, which is gRPC's for none.
+  const absl::Duration age = absl::Ceil(options.max_connection_age / kAgeSpread, absl::Milliseconds(1));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, Milliseconds(age));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, Milliseconds(options.max_connection_age_grace));
   // gRPC closes an idle connection after twice what it is told.
   builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, Milliseconds(options.max_connection_idle / 2));
