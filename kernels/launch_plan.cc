@@ -29,11 +29,8 @@ constexpr Table kToHostAll = {
 // Between two entries, tiles are the quickest from about this many tokens on.
 constexpr int64_t kFewestTileTokens = 300'000;
 
-// Where the blocks of one launch each make the sums over so many sequences, few blocks are the quickest: a thread a
-// token up to so many tokens, tiles beyond.
-constexpr int64_t kFewestWideSequences = 1'025;
-constexpr int64_t kMostWideSequences = 4'096;
-constexpr int64_t kMostBinaryTokens = 66'000;
+// Up to so many the sums cost next to nothing.
+constexpr int64_t kMostCheapSequences = 1'024;
 
 // Which of 1, 4, 16, ... a value is, a fraction where it lies between two.
 double Place(double value) { return std::log2(std::max(value, 1.0)) / 2; }
@@ -44,9 +41,8 @@ char At(const Table& table, long line, long letter) {
 }
 
 Kernel Quickest(const BatchShape& shape) {
-  if (shape.from_lengths && !shape.to_host && shape.num_sequences >= kFewestWideSequences &&
-      shape.num_sequences <= kMostWideSequences) {
-    return shape.total_tokens <= kMostBinaryTokens ? Kernel::kBinary : Kernel::kTile;
+  if (shape.from_lengths && shape.num_sequences > kMostCheapSequences && shape.num_sequences <= kMostWideSequences) {
+    return shape.total_tokens <= kMostWideBinaryTokens ? Kernel::kBinary : Kernel::kTile;
   }
   const Table& table = shape.to_host     ? shape.first_two ? kToHostFirstTwo : kToHostAll
                        : shape.first_two ? kToDeviceFirstTwo

@@ -44,9 +44,14 @@ struct BatchShape {
   bool first_two = true;
   // Whether the outputs lie in the host's memory, across the bus.
   bool to_host = false;
-  // Whether the kernel has to make the sums over the sequences itself.
+  // Whether the lengths lie on the device, and nobody has made their sums.
   bool from_lengths = false;
 };
+
+// Up to so many sequences whose lengths lie on the device each block may make the sums for itself, where few will do:
+// a thread a token up to so many tokens, tiles beyond.
+inline constexpr int32_t kMostWideSequences = 4'096;
+inline constexpr int64_t kMostWideBinaryTokens = 66'000;
 
 // One of kLinear, kBinary, kRows and kTile.
 Kernel ChooseKernel(const LaunchPlan& plan, const BatchShape& shape);

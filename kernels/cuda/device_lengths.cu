@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/device_lengths.h"
 #include "kernels/cuda/versions.cuh"
+#include "kernels/launch_plan.h"
 
 namespace nsa::metadata::kernels::cuda {
 namespace {
@@ -145,14 +146,16 @@ struct Wide {
 };
 // Beyond so many blocks a scan of its own is quicker (H100).
 constexpr int64_t kMostWideBlocks = 264;
-constexpr int32_t kMostWideSequences = 4'096;
+static_assert(kMostWideBinaryTokens <= kMostWideBlocks * kThreads, "the plan's choice is launched so");
 
-// Where a sequence's sums lie: threads that go through a multiple of 32 each then don't meet in a bank.
+// Where a sequence's sums lie: threads that go through several each then seldom meet in a bank.
 __host__ __device__ constexpr int32_t Spread(int32_t b) { return b + b / kWarp; }
 
 constexpr size_t WideBytes(bool first_two, int32_t each) {
   return static_cast<size_t>(Spread(kThreads * each)) * (sizeof(int32_t) + (first_two ? 0 : sizeof(SumsBefore)));
 }
+
+constexpr size_t kMostWideBytes = WideBytes(/*first_two=*/false, kMostWideSequences / kThreads);
 
 // FlatSums' functions, for sums that are spread.
 template <bool kFirstTwo>
@@ -320,7 +323,8 @@ cudaError_t LaunchWide(Kernel kernel, const DeviceLengths& lengths, int64_t* tot
   const int32_t each = (lengths.size.num_sequences + kThreads - 1) / kThreads;
   const Wide source = {.lengths = lengths, .each = each, .total_tokens = total_tokens};
   return Launch<Wide, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
-                                                  {.shared_bytes = WideBytes(lengths.size.first_two, each)});
+                                                  {.shared_bytes = WideBytes(lengths.size.first_two, each),
+                                                   .most_shared_bytes = kMostWideBytes});
 }
 
 cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
@@ -344,7 +348,7 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
   const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
   if (error != cudaSuccess) return error;
   return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
-                                                       {.early = CanLaunchEarly()});
+                                                     {.early = CanLaunchEarly()});
 }
 
 }  // namespace

@@ -93,8 +93,9 @@ cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
   auto* const q = static_cast<int32_t*>(on_device_.get());
   const size_t row = static_cast<size_t>(n) * sizeof(int32_t);
   const cudaError_t error =
-      cudaMemcpy2DAsync(q, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t), row, 2,
-                        cudaMemcpyHostToDevice, stream_.get());
+      n == 0 ? cudaSuccess
+             : cudaMemcpy2DAsync(q, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t), row, 2,
+                                 cudaMemcpyHostToDevice, stream_.get());
   if (error != cudaSuccess) return error;
   const DeviceLengths lengths = {.extend_seq_lens = q,
                                  .seq_lens = q + n,

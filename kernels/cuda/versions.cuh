@@ -261,8 +261,11 @@ const void* FunctionOf(Kernel kernel, bool first_two) {
 }
 
 struct LaunchOptions {
-  bool early = false;       // before the stream's last kernel is over; the kernel waits for it itself
-  size_t shared_bytes = 0;  // of a block's memory, beside what its kernel declares
+  bool early = false;  // before the stream's last kernel is over; the kernel waits for it itself
+  // Of a block's memory, beside what its kernel declares; and the most that any launch of the kernel asks for, which is
+  // a kernel's own, whoever launches it.
+  size_t shared_bytes = 0;
+  size_t most_shared_bytes = 0;
 };
 
 // What a kernel may have without asking: 48 KiB, less than 8 of which are declared.
@@ -275,7 +278,7 @@ cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, Don
   if (function == nullptr) return cudaErrorInvalidValue;
   if (options.shared_bytes > kSharedBytesUnasked) {
     const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(options.shared_bytes));
+                                                   static_cast<int>(options.most_shared_bytes));
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};

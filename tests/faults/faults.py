@@ -39,8 +39,6 @@ def copy_sources():
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(content)
             target.chmod(source.stat().st_mode)
-
-
     venv = COPY / "build" / "venv-e2e"
     if not venv.exists():
         venv.parent.mkdir(exist_ok=True)

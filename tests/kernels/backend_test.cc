@@ -43,6 +43,7 @@ const Variant kVariants[] = {
     {"cuda_binary", CreateCuda<KernelChoice::kBinary>},
     {"cuda_rows", CreateCuda<KernelChoice::kRows>},
     {"cuda_tile", CreateCuda<KernelChoice::kTile>},
+    {"cuda_copied", [] { return CreateCudaBackend({.plan = {.input = Input::kCopied}}); }},
     {"cuda_with_small_ones_on_the_cpu", [] { return CreateCudaBackend({.cpu_below_tokens = 60}); }},
     {"cuda_threshold", CreateCuda<KernelChoice::kThreshold>},
     {"cuda_adaptive", CreateCuda<KernelChoice::kAdaptive>},

@@ -239,7 +239,7 @@ def added(row, way, replicas, rate):
         way.await_known(3)
         time.sleep(max(0, begin + CONNECTION_AGE_S - time.monotonic()))
         parts = shares(replicas)
-        row.figure(f"{way.name}: one added, {CONNECTION_AGE_S} s later, its callers' connections' age", "within 10 % of its share", f"{parts[3]:.1%}", spread_of(parts) <= 10)
+        row.figure(f"{way.name}: one added, as soon as its callers' connections have reached their age, {CONNECTION_AGE_S} s", "within 10 % of its share", f"{parts[3]:.1%}", spread_of(parts) <= 10)
 
     nothing_lost(row, f"{way.name}: one added", during(way, rate, CONNECTION_AGE_S + 20, add))
 
