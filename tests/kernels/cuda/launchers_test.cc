@@ -8,6 +8,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernels/cuda/draft_extend_metadata.h"
@@ -273,9 +274,9 @@ TEST_P(LaunchersTest, WriteAsManyTokensAsTakeManyBlocks) {
 TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
   constexpr int kTimes = 50;
   std::mt19937_64 random(23);
-  const TestRequest requests[] = {Padded(testing::RandomRequest(random), 2'000),
-                                  Padded(testing::RandomRequest(random), 1'500)};
-  const DeviceArray workspace(std::vector<int32_t>(DraftExtendWorkspaceBytes(2'000) / sizeof(int32_t)));
+  const TestRequest requests[] = {Padded(testing::RandomRequest(random), 6'000),
+                                  Padded(testing::RandomRequest(random), 5'000)};
+  const DeviceArray workspace(std::vector<int32_t>(DraftExtendWorkspaceBytes(6'000) / sizeof(int32_t)));
   std::vector<std::unique_ptr<DeviceArray>> memory;
   const auto keep = [&memory](const std::vector<int32_t>& values) {
     return memory.emplace_back(std::make_unique<DeviceArray>(values))->data();
@@ -306,6 +307,36 @@ TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
     want.push_back(kMarker);
     EXPECT_EQ(memory[3 * r + 2]->Values(), want) << "request " << r;
   }
+}
+
+// How much of a block's memory a kernel may ask for is the kernel's, not a launch's.
+TEST_F(DeviceTest, LaunchesThatTakeDifferentMemoryDoNotFailOneAnother) {
+  std::vector<std::thread> threads;
+  for (const size_t num_sequences : {3'100, 4'096}) {
+    threads.emplace_back([num_sequences] {
+      constexpr int kTimes = 500;
+      const DeviceArray lengths(std::vector<int32_t>(num_sequences, 1));
+      const DeviceArray values(std::vector<int32_t>(num_sequences + 1, kMarker));
+      DraftExtendMetadata metadata{.extend_seq_lens = lengths.data(),
+                                   .seq_lens = lengths.data(),
+                                   .num_sequences = static_cast<int64_t>(num_sequences),
+                                   .nsa_index_topk = 1,
+                                   .out = {},
+                                   .capacity = static_cast<int64_t>(num_sequences)};
+      metadata.out[static_cast<size_t>(Output::kNsaCuSeqlensK)] = values.data();  // for which all sums are made
+      cudaStream_t stream = nullptr;
+      ASSERT_CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+      const Stream owner(stream);
+      FillWorkspace workspace;
+      for (int i = 0; i < kTimes; ++i) {
+        int64_t total_tokens = 0;
+        ASSERT_CUDA_OK(FillDraftExtendMetadata(metadata, Kernel::kBinary, stream, workspace, &total_tokens));
+        ASSERT_EQ(total_tokens, static_cast<int64_t>(num_sequences));
+      }
+      EXPECT_EQ(values.Values().back(), static_cast<int32_t>(num_sequences));
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
