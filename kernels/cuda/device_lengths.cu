@@ -2,7 +2,7 @@
 // sequences before it:
 //   up to 32 sequences     each warp scans them for itself, then goes on with its tokens
 //   up to 1,024 sequences  each block does
-//   up to 4,096, in few blocks   each block does, in more memory
+//   up to 4,096            each block does, in more memory, where they are few
 //   more                   a kernel scans them by chunks, a block a chunk; in the one after it each block scans the 64
 //                          chunks' sums, and adds a sequence's chunk's to its own where it needs them
 
