@@ -28,9 +28,10 @@ struct CudaOptions {
 // The CUDA toolkit this build was made with, as "13.0"; "none" for a build without.
 const char* CudaVersion();
 
-// A backend on the device, with every kernel launched once over small batches. UNIMPLEMENTED when this build has no CUDA; UNAVAILABLE,
-// saying what and why, when there is no driver, no such device, or it does not work. A process whose device has failed
-// once gets no other: the errors that end one end the whole context, and a kernel that hangs can't be stopped.
+// A backend on the device, with every kernel launched once over small batches. UNIMPLEMENTED when this build has no
+// CUDA; UNAVAILABLE, saying what and why, when there is no driver, no such device, or it does not work. A process whose
+// device has failed once gets no other: the errors that end one end the whole context, and a kernel that hangs can't be
+// stopped.
 absl::StatusOr<std::unique_ptr<Backend>> CreateCudaBackend(const CudaOptions& options);
 
 }  // namespace nsa::metadata::kernels
