@@ -14,23 +14,26 @@ namespace {
 using Table = std::array<std::string_view, 9>;
 
 constexpr Table kToDeviceFirstTwo = {
-    "bbbbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrrbbbt", "rrrrbttt", "rrrrrttt", "rrrrtttt", "rrrttttt", "bbtttttt",
+    "bbbbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrrbbbt", "rrrrbttt", "rrrrrttt", "rrrrtttt", "bbtttttt", "bbtttttt",
 };
 constexpr Table kToDeviceAll = {
-    "bbbbbbbb", "rrrbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrbbbtt", "rrrbtttt", "rrrbtttt", "bbbttttt", "bbtttttt",
+    "bbbbbbbb", "rrrbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrbbbtt", "rrrbtttt", "rrrttttt", "bbtttttt", "bbtttttt",
 };
 constexpr Table kToHostFirstTwo = {
-    "bbbbbbbb", "rrrrbbbb", "rrrrrrbb", "rrrrrbbb", "rbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
+    "bbbbbbbb", "rrrrbbbb", "rrrrbbbb", "rrrrrbbb", "rbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 constexpr Table kToHostAll = {
     "bbbbbbbb", "rrbbbbbb", "rrrbbbbb", "rrrrbbbb", "rrbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 
-// Between two entries, tiles are the quickest from about this many tokens on.
-constexpr int64_t kFewestTileTokens = 300'000;
+// Of fewer tokens a shape between two entries takes the lower one where the nearest is not binary's, which is never far
+// from the quickest. So much above an entry is not between two.
+constexpr int64_t kFewTokens = 300'000;
+constexpr double kNearly = 0.1;
 
-// Up to so many the sums cost next to nothing.
+// Where each block makes the sums for itself, few will do. Of up to this many sequences they cost little.
 constexpr int64_t kMostCheapSequences = 1'024;
+constexpr int64_t kMostBinaryTokens = 1 << 17;
 
 // Which of 1, 4, 16, ... a value is, a fraction where it lies between two.
 double Place(double value) { return std::log2(std::max(value, 1.0)) / 2; }
@@ -52,8 +55,12 @@ Kernel Quickest(const BatchShape& shape) {
   const double line = Place(static_cast<double>(shape.num_sequences));
   const double letter = Place(mean);
   char quickest = At(table, std::lround(line), std::lround(letter));
-  if (quickest == 't' && shape.total_tokens < kFewestTileTokens) {
-    quickest = At(table, static_cast<long>(line), static_cast<long>(letter));
+  if (quickest != 'b' && shape.total_tokens < kFewTokens) {
+    quickest = At(table, static_cast<long>(line + kNearly), static_cast<long>(letter + kNearly));
+  }
+  if (quickest == 'b' && shape.from_lengths && shape.num_sequences <= kMostCheapSequences &&
+      shape.total_tokens > kMostBinaryTokens) {
+    quickest = 't';
   }
   switch (quickest) {
     case 'r':

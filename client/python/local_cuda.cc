@@ -130,13 +130,13 @@ Device LookAtDevice(int device) {
   CHECK_CUDA(cudaGetDeviceProperties(&properties, device));
   Device found;
   found.name = properties.name;
-  int compiled_from = 0;
-  if (const cudaError_t error = kernels::cuda::CompiledFrom(&compiled_from); error != cudaSuccess) {
+  kernels::cuda::RunningCode code;
+  if (const cudaError_t error = kernels::cuda::GetRunningCode(&code); error != cudaSuccess) {
     cudaGetLastError();
     found.unusable = cudaGetErrorString(error);
     return found;
   }
-  found.tier = compiled_from == 10 * properties.major + properties.minor ? "machine code" : "PTX";
+  found.tier = code.machine_code ? "machine code" : "PTX";
   return found;
 }
 

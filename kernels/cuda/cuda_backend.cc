@@ -43,24 +43,22 @@ class CudaBackend final : public Backend {
   const std::string device_;
 };
 
-// "NVIDIA H100 80GB HBM3 (compute 9.0, driver 13.0, machine code)".
+// "NVIDIA H100 80GB HBM3, compute 9.0, driver for CUDA 13.0, machine code for compute 9.0".
 absl::StatusOr<std::string> Describe(int device) {
   cudaDeviceProp properties;
   NSA_RETURN_IF_CUDA_ERROR(cudaGetDeviceProperties(&properties, device));
   int driver = 0;
   NSA_RETURN_IF_CUDA_ERROR(cudaDriverGetVersion(&driver));
-  int compiled_from = 0;
-  NSA_RETURN_IF_CUDA_ERROR(CompiledFrom(&compiled_from));
-  const int architecture = properties.major * 10 + properties.minor;
-  const std::string tier = compiled_from == architecture ? "machine code for this card"
-                                                         : absl::StrCat("PTX for compute ", compiled_from / 10, ".",
-                                                                        compiled_from % 10, " compiled by the driver");
+  RunningCode code;
+  NSA_RETURN_IF_CUDA_ERROR(GetRunningCode(&code));
   return absl::StrCat(properties.name, ", compute ", properties.major, ".", properties.minor, ", driver for CUDA ",
-                      driver / 1000, ".", driver % 1000 / 10, ", ", tier);
+                      driver / 1000, ".", driver % 1000 / 10, code.machine_code ? ", machine code" : ", PTX",
+                      " for compute ", code.compiled_from / 10, ".", code.compiled_from % 10,
+                      code.machine_code ? "" : " compiled by the driver");
 }
 
-// Expands `num_sequences` sequences of one token, and looks at what was written.
-absl::Status TryKernel(CudaLane& lane, int64_t num_sequences, OutputSet outputs, int32_t* out) {
+// Expands `num_sequences` sequences of one token, alone or beside a request without any, and looks at what was written.
+absl::Status TryKernel(CudaLane& lane, int64_t num_sequences, bool alone, OutputSet outputs, int32_t* out) {
   constexpr int32_t kLength = 7;
   const std::vector<int32_t> q(num_sequences, 1);
   const std::vector<int32_t> s(num_sequences, kLength);
@@ -73,31 +71,35 @@ absl::Status TryKernel(CudaLane& lane, int64_t num_sequences, OutputSet outputs,
   std::fill_n(out, num_sequences, 0);
   lane.batch().Clear();
   lane.batch().Add({.nsa_index_topk = 1, .outputs = outputs}, q, s, num_sequences, pointers);
+  if (!alone) lane.batch().Add({.nsa_index_topk = 1, .outputs = {}}, {}, {}, 0, {});
   if (const absl::StatusOr<Kernel> ran = lane.Expand(); !ran.ok()) return ran.status();
   const int32_t* wrong = std::find_if(out, out + num_sequences, [](int32_t value) { return value != kLength; });
   if (wrong == out + num_sequences) return absl::OkStatus();
   return absl::UnavailableError(absl::StrCat("a kernel wrote ", *wrong, " where ", kLength, " was due"));
 }
 
-// Launches every kernel once, in each size that its parameters come in, and over lengths that are copied: the first
-// launch of one takes milliseconds. Those of larger batches take theirs when the first one comes.
+// Launches every kernel once, in each size that its parameters come in, over lengths that the host has laid out and
+// each way in which the device makes the sums: the first launch of one takes milliseconds.
 absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
-  constexpr int64_t kSizes[] = {1, 40, 64, 100, 128, 192, 512, 1024};
-  constexpr int64_t kMost = 1024;
+  constexpr int64_t kSizes[] = {1, 40, 64, 100, 128, 192, 512, 1024, 2048, 4097};
+  constexpr int64_t kMost = 4097;
   absl::StatusOr<HostBuffer> output = backend.AllocateOutput(kNumOutputs * (kMost + 1) * sizeof(int32_t));
   if (!output.ok()) return output.status();
   for (KernelChoice choice : {KernelChoice::kLinear, KernelChoice::kBinary, KernelChoice::kRows, KernelChoice::kTile}) {
     absl::StatusOr<std::unique_ptr<CudaLane>> lane =
         CudaLane::Create({.device = options.device,
                           .plan = {.choice = choice, .input = options.plan.input},
+                          .timeout = options.timeout,
                           .allocator = options.allocator},
-                         {.max_sequences = kMost, .max_requests = 1});
+                         {.max_sequences = kMost, .max_requests = 2});
     if (!lane.ok()) return lane.status();
     for (int64_t num_sequences : kSizes) {
       for (OutputSet outputs : {OutputSet{Output::kSeqlensExpanded}, OutputSet::All()}) {
-        const absl::Status status =
-            TryKernel(**lane, num_sequences, outputs, reinterpret_cast<int32_t*>(output->data()));
-        if (!status.ok()) return status;
+        for (bool alone : {true, false}) {
+          const absl::Status status =
+              TryKernel(**lane, num_sequences, alone, outputs, reinterpret_cast<int32_t*>(output->data()));
+          if (!status.ok()) return status;
+        }
       }
     }
   }

@@ -16,8 +16,8 @@
 namespace nsa::metadata::kernels::cuda {
 namespace {
 
-constexpr int kItems = 4;
-constexpr int32_t kBlockSequences = kThreads * kItems;
+constexpr int kFusedItems = 4;
+constexpr int32_t kBlockSequences = kThreads * kFusedItems;
 static_assert(kBlockSequences == kMostFusedSequences);
 constexpr int32_t kMostChunks = 64;
 
@@ -35,9 +35,9 @@ __device__ __forceinline__ Sums SumsOf(const DeviceLengths& lengths, int32_t b) 
   return {q, {static_cast<uint32_t>(s), NsaSum(request.mode, request.nsa_index_topk, q, s, q)}};
 }
 
-// What comes before each of a block's sequences, from `begin` on, in memory that has room for all of them. Returns the
-// sums over all.
-template <bool kFirstTwo>
+// What comes before each of a block's sequences, kItems a thread from `begin` on, in memory that has room for all of
+// them. Returns the sums over these.
+template <bool kFirstTwo, int kItems>
 __device__ __forceinline__ Sums ScanBlock(const DeviceLengths& lengths, int32_t begin, const Sums& before,
                                           int32_t* first_tokens, SumsBefore* sums_before) {
   using Scan = cub::BlockScan<Sums, kThreads>;
@@ -128,7 +128,7 @@ template <bool kFirstTwo>
 __device__ __forceinline__ Batch<FlatSums> BatchOf(const Fused& source) {
   __shared__ int32_t first_tokens[kBlockSequences];
   __shared__ SumsBefore sums_before[kFirstTwo ? 1 : kBlockSequences];
-  const Sums total = ScanBlock<kFirstTwo>(source.lengths, 0, Sums{}, first_tokens, sums_before);
+  const Sums total = ScanBlock<kFirstTwo, kFusedItems>(source.lengths, 0, Sums{}, first_tokens, sums_before);
   PutTotal(source, total);
   __syncthreads();
   return {.size = source.lengths.size,
@@ -215,11 +215,12 @@ __device__ __forceinline__ Batch<WideSums<kFirstTwo>> BatchOf(const Wide& source
                      .extend_seq_lens = source.lengths.extend_seq_lens}};
 }
 
-// Lengths in chunks of 2^shift sequences, a multiple of kBlockSequences, at most kMostChunks.
+// Lengths in chunks of 2^shift sequences, kThreads or a multiple of kBlockSequences, at most kMostChunks of them.
 struct Chunked {
   DeviceLengths lengths;
   int32_t shift;
-  Sums* chunks;  // [kMostChunks], over each
+  int32_t num_chunks;
+  Sums* chunks;  // [num_chunks], over each
   int64_t* total_tokens;
   int32_t* first_tokens;    // [num_sequences], from the chunk's begin on
   SumsBefore* sums_before;  // [num_sequences], likewise
@@ -232,6 +233,7 @@ struct ChunkedSums {
   const SumsBefore* sums_before;
   const int32_t* extend_seq_lens;
   const Sums* chunks;  // before each
+  int32_t num_chunks;
   int32_t shift;
 
   __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const {
@@ -245,20 +247,41 @@ struct ChunkedSums {
     const SumsBefore& before = chunks[b >> shift].before;
     return {before.k + sums_before[b].k, before.nsa + sums_before[b].nsa};
   }
+  // The last chunk that begins at or before t.
+  __device__ __forceinline__ Range RangeOf(const BatchSize& size, int32_t t) const {
+    int32_t low = 0;
+    int32_t high = num_chunks;
+    while (high - low > 1) {
+      const int32_t middle = (low + high) / 2;
+      if (chunks[middle].tokens <= t) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    return {low << shift, min((low + 1) << shift, size.num_sequences)};
+  }
 };
+
+template <bool kFirstTwo, int kItems>
+__device__ __forceinline__ Sums ScanChunk(const Chunked& source) {
+  const int32_t chunk = static_cast<int32_t>(blockIdx.x) << source.shift;
+  const int32_t end = min(chunk + (1 << source.shift), source.lengths.size.num_sequences);
+  Sums sums = {};
+  for (int32_t begin = chunk; begin < end; begin += kThreads * kItems) {
+    sums = sums + ScanBlock<kFirstTwo, kItems>(source.lengths, begin, sums, source.first_tokens, source.sums_before);
+    __syncthreads();  // the scan's memory is used again
+  }
+  return sums;
+}
 
 template <bool kFirstTwo>
 __global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ Chunked source) {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();  // the next kernel may come and wait
 #endif
-  const int32_t chunk = static_cast<int32_t>(blockIdx.x) << source.shift;
-  const int32_t end = min(chunk + (1 << source.shift), source.lengths.size.num_sequences);
-  Sums sums = {};
-  for (int32_t begin = chunk; begin < end; begin += kBlockSequences) {
-    sums = sums + ScanBlock<kFirstTwo>(source.lengths, begin, sums, source.first_tokens, source.sums_before);
-    __syncthreads();  // the scan's memory is used again
-  }
+  const Sums sums = (1 << source.shift) == kThreads ? ScanChunk<kFirstTwo, 1>(source)
+                                                    : ScanChunk<kFirstTwo, kFusedItems>(source);
   if (threadIdx.x == 0) source.chunks[blockIdx.x] = sums;
 }
 
@@ -272,12 +295,11 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
   __shared__ typename Scan::TempStorage storage;
   __shared__ Sums chunks[kMostChunks];
   if (threadIdx.x < kWarp) {
-    const int32_t count = (source.lengths.size.num_sequences + (1 << source.shift) - 1) >> source.shift;
     Sums sums[kEach];
     Sums mine = {};
     for (int32_t i = 0; i < kEach; ++i) {
       const int32_t chunk = threadIdx.x * kEach + i;
-      sums[i] = chunk < count ? source.chunks[chunk] : Sums{};
+      sums[i] = chunk < source.num_chunks ? source.chunks[chunk] : Sums{};
       mine = mine + sums[i];
     }
     Sums before;
@@ -296,6 +318,7 @@ __device__ __forceinline__ Batch<ChunkedSums<kFirstTwo>> BatchOf(const Chunked& 
                      .sums_before = source.sums_before,
                      .extend_seq_lens = source.lengths.extend_seq_lens,
                      .chunks = chunks,
+                     .num_chunks = source.num_chunks,
                      .shift = source.shift}};
 }
 
@@ -306,8 +329,8 @@ bool CanLaunchEarly() {
   int device = 0;
   if (cudaGetDevice(&device) != cudaSuccess) return false;
   if (device != known_device) {
-    int compiled_from = 0;
-    can = CompiledFrom(&compiled_from) == cudaSuccess && compiled_from >= 90;
+    RunningCode code;
+    can = GetRunningCode(&code) == cudaSuccess && code.compiled_from >= 90;
     known_device = device;
   }
   return can;
@@ -331,17 +354,22 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
                           const DoneFlags& done, cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
   Chunked source = {.lengths = lengths,
-                    .shift = 0,
+                    .shift = 8,
+                    .num_chunks = 0,
                     .chunks = nullptr,
                     .total_tokens = total_tokens,
                     .first_tokens = nullptr,
                     .sums_before = nullptr};
-  while ((1 << source.shift) < kBlockSequences) ++source.shift;
-  while ((int64_t{kMostChunks} << source.shift) < num_sequences) ++source.shift;
+  static_assert(1 << 8 == kThreads, "of small chunks each thread takes one sequence");
+  if (num_sequences > kMostChunks * kThreads) {
+    while ((1 << source.shift) < kBlockSequences) ++source.shift;
+    while ((int64_t{kMostChunks} << source.shift) < num_sequences) ++source.shift;
+  }
+  source.num_chunks = (num_sequences + (1 << source.shift) - 1) >> source.shift;
   source.chunks = static_cast<Sums*>(workspace);
   source.sums_before = reinterpret_cast<SumsBefore*>(source.chunks + kMostChunks);
   source.first_tokens = reinterpret_cast<int32_t*>(source.sums_before + num_sequences);
-  const auto blocks = static_cast<unsigned>((num_sequences + (1 << source.shift) - 1) >> source.shift);
+  const auto blocks = static_cast<unsigned>(source.num_chunks);
   const void* scan = lengths.size.first_two ? reinterpret_cast<const void*>(&ScanChunks<true>)
                                             : reinterpret_cast<const void*>(&ScanChunks<false>);
   void* parameters[] = {&source};

@@ -60,14 +60,25 @@ struct FlatSums {
   }
 };
 
+// Sequences from `low` up to `high`.
+struct Range {
+  int32_t low;
+  int32_t high;
+};
+
 // A batch in a kernel's hands. `Before` is FlatSums or has its functions: one type for sums in shared and in global
-// memory made nvcc 13.0 read the latter as the former. TokensOf is a sequence's extend_seq_len.
+// memory made nvcc 13.0 read the latter as the former. TokensOf is a sequence's extend_seq_len; RangeOf may be left out.
 template <typename Before>
 struct Batch {
   BatchSize size;
   BatchArrays arrays;
   Before before;
 
+  // Where the last sequence that begins at or before t lies; the range's first one does.
+  __device__ __forceinline__ Range RangeOf(int32_t t) const {
+    if constexpr (requires { before.RangeOf(size, t); }) return before.RangeOf(size, t);
+    return {0, size.num_sequences};
+  }
   __device__ __forceinline__ int32_t FirstTokenOf(int32_t b) const { return before.FirstTokenOf(b); }
   __device__ __forceinline__ const DeviceRequest& RequestOf(int32_t b) const {
     return arrays.requests[arrays.request_of == nullptr ? 0 : arrays.request_of[b]];

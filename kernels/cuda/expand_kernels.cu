@@ -111,10 +111,12 @@ cudaError_t LaunchStaged(Kernel kernel, const BatchSize& size, const void* data,
   return Launch<Staged, Linear, Binary, Rows, Tile>(kernel, size, &source, done, stream);
 }
 
-cudaError_t CompiledFrom(int* ptx_version) {
-  cudaFuncAttributes attributes;
+cudaError_t GetRunningCode(RunningCode* code) {
+  cudaFuncAttributes attributes = {};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, ArchitectureProbe);
-  *ptx_version = attributes.ptxVersion;
+  // Each architecture's machine code is made of its own PTX.
+  code->compiled_from = attributes.ptxVersion;
+  code->machine_code = attributes.binaryVersion == attributes.ptxVersion;
   return error;
 }
 

@@ -27,23 +27,23 @@ class BesideCaptures {
 // the next, each over before the next begins. Not thread-safe. To be destroyed before the device is reset.
 class FillWorkspace {
  public:
-  // Makes room for an expansion that takes so many bytes of the device's memory, at least.
-  cudaError_t Prepare(size_t bytes);
+  // Makes room for an expansion on `stream` that takes so many bytes of the device's memory, at least.
+  cudaError_t Prepare(size_t bytes, cudaStream_t stream);
   // After Prepare: those bytes; where the device leaves the sum; and where its blocks say that they are done, or none
-  // where there would be too many to look at.
-  void* scratch() const { return scratch_.get(); }
+  // where they are too many.
+  void* scratch() const { return static_cast<unsigned char*>(memory_.get()) + kEndedBytes; }
   int64_t* total_tokens() const { return &mapped_->total_tokens; }
   DoneFlags NextFlags(int64_t blocks);
   // Returns once all that the expansion wrote is there, with its sum.
   cudaError_t Wait(const DoneFlags& done, int64_t blocks, cudaStream_t stream, int64_t* total_tokens);
 
  private:
-  // From some 50 blocks on the stream says it as soon, with hundreds sooner (H100).
-  static constexpr int64_t kMostFlags = 64;
+  // From here on the stream says it sooner than the last of them (H100).
+  static constexpr int64_t kMostBlocks = 512;
   // The host's memory, which the device writes.
   struct Shared {
     int64_t total_tokens;
-    uint64_t flags[kMostFlags];
+    uint64_t flags[kMostDoneFlags];
   };
   struct FreeShared {
     void operator()(Shared* memory) const {
@@ -61,8 +61,8 @@ class FillWorkspace {
   std::unique_ptr<Shared, FreeShared> shared_;
   Shared* mapped_ = nullptr;  // the same, as the device sees it
   uint64_t launches_ = 0;
-  std::unique_ptr<void, FreeScratch> scratch_;
-  size_t scratch_bytes_ = 0;
+  std::unique_ptr<void, FreeScratch> memory_;  // kEndedBytes for DoneFlags, then the scratch
+  size_t memory_bytes_ = 0;
 };
 
 }  // namespace nsa::metadata::kernels::cuda

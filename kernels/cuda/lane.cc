@@ -16,10 +16,6 @@
 namespace nsa::metadata::kernels::cuda {
 namespace {
 
-// A host that looks at flags sees the end of a kernel 1 to 2 us sooner than one that asks the stream. Of more blocks
-// than this nobody would notice.
-constexpr int64_t kMostDoneFlags = 1024;
-
 // The runtime's device is a thread's own, and any thread may run a lane.
 cudaError_t UseDevice(int device) {
   int current = -1;
@@ -65,9 +61,10 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& op
   lane->stream_.reset(stream);
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, MostBytes(limits), cudaHostAllocDefault));
   lane->pinned_.reset(memory);
-  const size_t on_device = std::max(MostBytes(limits), MostBytesFromLengths(limits));
+  const size_t on_device = kEndedBytes + std::max(MostBytes(limits), MostBytesFromLengths(limits));
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocateDevice(&memory, on_device));
   lane->on_device_.reset(memory);
+  NSA_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(memory, 0, kEndedBytes, stream));
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, kMostDoneFlags * sizeof(uint64_t), cudaHostAllocMapped));
   memset(memory, 0, kMostDoneFlags * sizeof(uint64_t));
   lane->done_.reset(memory);
@@ -76,21 +73,22 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& op
 
 cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
   const size_t bytes = BatchLayout(inline_.size).bytes;
-  if (bytes <= kMostInlineBytes && options_.plan.input != Input::kCopied) {
+  const size_t most = inline_.size.num_requests == 1 ? kMostInlineBytesAlone : kMostInlineBytes;
+  if (bytes <= most && options_.plan.input != Input::kCopied) {
     LayOut(batch_, inline_.size, inline_.data);
     return LaunchInline(kernel, inline_, done, stream_.get());
   }
   if (inline_.size.num_requests == 1) return LaunchLengths(kernel, done);
   LayOut(batch_, inline_.size, static_cast<unsigned char*>(pinned_.get()));
   const cudaError_t error =
-      cudaMemcpyAsync(on_device_.get(), pinned_.get(), bytes, cudaMemcpyHostToDevice, stream_.get());
+      cudaMemcpyAsync(batch_on_device(), pinned_.get(), bytes, cudaMemcpyHostToDevice, stream_.get());
   if (error != cudaSuccess) return error;
-  return LaunchStaged(kernel, inline_.size, on_device_.get(), done, stream_.get());
+  return LaunchStaged(kernel, inline_.size, batch_on_device(), done, stream_.get());
 }
 
 cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
   const int64_t n = inline_.size.num_sequences;
-  auto* const q = static_cast<int32_t*>(on_device_.get());
+  auto* const q = static_cast<int32_t*>(batch_on_device());
   const size_t row = static_cast<size_t>(n) * sizeof(int32_t);
   const cudaError_t error =
       n == 0 ? cudaSuccess
@@ -126,20 +124,20 @@ absl::StatusOr<Kernel> CudaLane::ExpandOnDevice() {
                                                      .first_two = size->first_two,
                                                      .to_host = true});
   const int64_t blocks = NumBlocks(kernel, size->num_sequences, size->num_tokens);
-  DoneFlags done;
-  if (blocks <= kMostDoneFlags) done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};
+  DoneFlags done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};
+  if (blocks > kMostDoneFlags) done.ended = static_cast<uint32_t*>(on_device_.get());
   NSA_RETURN_IF_CUDA_ERROR(Launch(kernel, done));
-  if (absl::Status status = AwaitDone(done.flags == nullptr ? 0 : blocks); !status.ok()) return status;
+  if (absl::Status status = AwaitDone(done.ended == nullptr ? blocks : 1); !status.ok()) return status;
   return kernel;
 }
 
-absl::Status CudaLane::AwaitDone(int64_t blocks) const {
+absl::Status CudaLane::AwaitDone(int64_t count) const {
   // An error that ends the kernel leaves its flags as they are.
   constexpr uint64_t kLooksBetweenQueries = 1 << 14;
   const auto deadline = std::chrono::steady_clock::now() + options_.timeout;
   auto* const flags = static_cast<uint64_t*>(done_.get());
-  for (int64_t block = 0; block < blocks; ++block) {
-    const std::atomic_ref<uint64_t> flag(flags[block]);
+  for (int64_t i = 0; i < count; ++i) {
+    const std::atomic_ref<uint64_t> flag(flags[i]);
     for (uint64_t looks = 1; flag.load(std::memory_order_acquire) != launches_; ++looks) {
       if (looks % kLooksBetweenQueries != 0) continue;
       const absl::StatusOr<bool> done = Done(deadline);
@@ -147,13 +145,7 @@ absl::Status CudaLane::AwaitDone(int64_t blocks) const {
       if (*done) break;  // its flags are set
     }
   }
-  if (blocks > 0) return absl::OkStatus();
-  // cudaStreamSynchronize would wait for a kernel that hangs.
-  for (;;) {
-    const absl::StatusOr<bool> done = Done(deadline);
-    if (!done.ok()) return done.status();
-    if (*done) return absl::OkStatus();
-  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<bool> CudaLane::Done(std::chrono::steady_clock::time_point deadline) const {

@@ -31,11 +31,13 @@ class CudaLane final : public Lane {
   // `lengths`: room for two of each sequence's.
   CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths);
   absl::StatusOr<Kernel> ExpandOnDevice();
+  // What a batch takes of the device's memory.
+  void* batch_on_device() const { return static_cast<unsigned char*>(on_device_.get()) + kEndedBytes; }
   cudaError_t Launch(Kernel kernel, const DoneFlags& done);
   // Of one request: the device makes the sums.
   cudaError_t LaunchLengths(Kernel kernel, const DoneFlags& done);
-  // Until the kernel's flags, one for each of `blocks`, are set; 0: until the stream is done.
-  absl::Status AwaitDone(int64_t blocks) const;
+  // Until so many of the kernel's flags are set.
+  absl::Status AwaitDone(int64_t count) const;
   // Whether the stream is done; DEADLINE_EXCEEDED when it is not at `deadline`.
   absl::StatusOr<bool> Done(std::chrono::steady_clock::time_point deadline) const;
 
@@ -46,8 +48,8 @@ class CudaLane final : public Lane {
   InlineBatch inline_;
   Stream stream_;
   PinnedMemory pinned_;
-  DeviceMemory on_device_;
-  PinnedMemory done_;  // a flag a block
+  DeviceMemory on_device_;  // kEndedBytes for DoneFlags, then what a batch takes
+  PinnedMemory done_;       // [kMostDoneFlags]
   uint64_t launches_ = 0;
 };
 

@@ -19,17 +19,27 @@ inline constexpr size_t kMostInlineBytes = 8'128;
 inline constexpr size_t kMostInlineBytes = 4'032;
 #endif
 
+// One request's lengths are half of what its layout takes, and copied sooner.
+inline constexpr size_t kMostInlineBytesAlone = 3'232;
+
 // A batch that travels with its launch.
 struct InlineBatch {
   BatchSize size;
   alignas(16) unsigned char data[kMostInlineBytes];
 };
 
-// What each block of a kernel sets when everything it wrote can be read by the host. Without `flags` none does.
+// What the blocks of a kernel set when everything they wrote can be read by the host: each its own flag, or, with
+// `ended`, the last block the only one. Without `flags` none does.
 struct DoneFlags {
-  uint64_t* flags = nullptr;  // [blocks], memory of the host that the device can write
+  uint64_t* flags = nullptr;  // [1 or blocks], memory of the host that the device can write
   uint64_t value = 0;
+  uint32_t* ended = nullptr;  // how many have; the device's, 0 before a launch and after it
 };
+
+// From so many blocks on the host sees one flag sooner than all (H100).
+inline constexpr int64_t kMostDoneFlags = 32;
+// What `ended` takes before memory that is aligned for anything.
+inline constexpr size_t kEndedBytes = 256;
 
 // How many blocks `kernel`, one of the device's, is launched with.
 int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens);
@@ -43,8 +53,11 @@ cudaError_t LaunchInline(Kernel kernel, const InlineBatch& batch, const DoneFlag
 cudaError_t LaunchStaged(Kernel kernel, const BatchSize& size, const void* data, const DoneFlags& done,
                          cudaStream_t stream);
 
-// The virtual architecture that the kernels running on the current device were compiled from, as 75 or 90: the device's
-// own when there is machine code for it, a lower one when the driver compiled PTX.
-cudaError_t CompiledFrom(int* ptx_version);
+// The kernels' code as the current device runs it.
+struct RunningCode {
+  int compiled_from = 0;      // the virtual architecture, as 75 or 90
+  bool machine_code = false;  // that of the build; else the driver's, of the build's PTX
+};
+cudaError_t GetRunningCode(RunningCode* code);
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -1,10 +1,10 @@
 // Inputs: a batch's lengths, the number of each sequence's first token, and, where an output needs them, sums over the
 // sequences before. Outputs: int32 arrays, one value a token or a sequence. Versions, 256 threads a block:
 //   linear  a thread a token, walks from the first sequence to its own: what this project was founded on
-//   binary  a thread a token, searches the first tokens: log2(num_sequences) steps
+//   binary  a thread a token; a warp searches its first token's sequence together, keeps where that and the 31 after it
+//           begin in its lanes, and each lane searches these
 //   rows    a warp a sequence, nothing to search: many short sequences
-//   tile    a warp some hundred tokens; it searches their first sequence together, keeps where that and the 31 after it
-//           begin in its lanes, and stores four tokens a thread as one: many tokens
+//   tile    the same for some hundred tokens a warp, four of a thread stored as one: many tokens
 //
 // A kernel is one of these over a source of the batch, a kernel parameter, which BatchOf<kFirstTwo> makes a Batch of.
 #pragma once
@@ -32,9 +32,11 @@ __host__ __device__ constexpr int TileSteps(int64_t num_tokens) {
   return num_tokens >= kManyTokens ? kManySteps : num_tokens >= kSomeTokens ? kFewSteps : kOneStep;
 }
 
-// The last sequence of [low, high) that begins at or before t; the one at `low` does.
+// The last sequence of the range that begins at or before t; its first one does.
 template <typename Before>
-__device__ __forceinline__ int32_t LastNotAfter(const Batch<Before>& batch, int32_t low, int32_t high, int32_t t) {
+__device__ __forceinline__ int32_t LastNotAfter(const Batch<Before>& batch, const Range& range, int32_t t) {
+  int32_t low = range.low;
+  int32_t high = range.high;
   while (high - low > 1) {
     const int32_t middle = low + (high - low) / 2;
     if (batch.FirstTokenOf(middle) <= t) {
@@ -46,12 +48,12 @@ __device__ __forceinline__ int32_t LastNotAfter(const Batch<Before>& batch, int3
   return low;
 }
 
-// The same over all sequences by a whole warp, 32 probes a step.
+// The same by a whole warp, 32 probes a step.
 template <typename Before>
-__device__ __forceinline__ int32_t WarpLastNotAfter(const Batch<Before>& batch, int32_t t) {
+__device__ __forceinline__ int32_t WarpLastNotAfter(const Batch<Before>& batch, const Range& range, int32_t t) {
   const int32_t lane = threadIdx.x % kWarp;
-  int32_t low = 0;
-  int32_t high = batch.size.num_sequences;
+  int32_t low = range.low;
+  int32_t high = range.high;
   while (high - low > 1) {
     const int32_t step = (high - low + kWarp - 1) / kWarp;
     const int32_t probe = low + lane * step;
@@ -69,6 +71,18 @@ __device__ __forceinline__ int32_t LastLaneNotAfter(int32_t value, int32_t t) {
     if (__shfl_sync(~0u, value, found + step) <= t) found += step;
   }
   return found;
+}
+
+// For each lane of a warp the last sequence that begins at or before its t, which rises from lane to lane; the first
+// lane's is not before `low`.
+template <typename Before>
+__device__ __forceinline__ int32_t LanesLastNotAfter(const Batch<Before>& batch, int32_t low, int32_t t) {
+  const int32_t num_sequences = batch.size.num_sequences;
+  const int32_t mine = low + static_cast<int32_t>(threadIdx.x) % kWarp;
+  const int32_t b = low + LastLaneNotAfter(mine < num_sequences ? batch.FirstTokenOf(mine) : INT32_MAX, t);
+  const int32_t next = low + kWarp;
+  if (b + 1 < next || next >= num_sequences || batch.FirstTokenOf(next) > t) return b;
+  return LastNotAfter(batch, {next, num_sequences}, t);
 }
 
 template <bool kFirstTwo, typename Before>
@@ -94,9 +108,20 @@ struct Binary {
   static constexpr Kernel kKernel = Kernel::kBinary;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
+    constexpr int32_t kFewSequences = 4;
     const int32_t t = blockIdx.x * kThreads + threadIdx.x;
-    if (t >= batch.size.num_tokens || batch.size.num_sequences == 0) return;
-    WriteTokenOf<kFirstTwo>(batch, LastNotAfter(batch, 0, batch.size.num_sequences, t), t);
+    const int32_t first = t - threadIdx.x % kWarp;
+    const int32_t end = batch.size.num_tokens;
+    const int32_t num_sequences = batch.size.num_sequences;
+    if (first >= end || num_sequences == 0) return;
+    int32_t b = 0;
+    if (num_sequences <= kFewSequences) {
+      b = LastNotAfter(batch, {0, num_sequences}, min(t, end));
+    } else {
+      const int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, batch.RangeOf(first), first);
+      b = LanesLastNotAfter(batch, low, min(t, end));
+    }
+    if (t < end) WriteTokenOf<kFirstTwo>(batch, b, t);
   }
 };
 
@@ -135,6 +160,7 @@ class Quad {
       if (i >= row.q || t + j >= end) break;
       Take(row, i, j);
     }
+    if (t + count_ >= end) is_last_ = true;
   }
 
   __device__ __forceinline__ void Write() const {
@@ -149,9 +175,10 @@ class Quad {
       Put4(Output::kKe, {ks_.v[0] + expanded_.v[0], ks_.v[1] + expanded_.v[1], ks_.v[2] + expanded_.v[2],
                          ks_.v[3] + expanded_.v[3]});
       if (count_ > 0 && OutputOf(*request_, Output::kNsaCuSeqlensK) != nullptr) {
-        // The sums before each of the four: these begin at an index that four values can be stored at.
+        // The sums before each of the four: these begin at an index that four values can be stored at. The sum after
+        // them is the next four's first, where the last one's sequence goes on.
         Put4(Output::kNsaCuSeqlensK, nsa_before_);
-        Put(*request_, Output::kNsaCuSeqlensK, index_ + count_, nsa_after_);
+        if (is_last_) Put(*request_, Output::kNsaCuSeqlensK, index_ + count_, nsa_after_);
       }
     }
   }
@@ -165,6 +192,7 @@ class Quad {
     expanded_.v[j] = row.Expanded(i);
     count_ = j + 1;
     if constexpr (!kFirstTwo) {
+      is_last_ = i + 1 == row.q;
       sequence_.v[j] = row.b - request_->first_sequence;
       position_.v[j] = row.Position(i);
       ks_.v[j] = row.before.k;
@@ -190,6 +218,7 @@ class Quad {
   const DeviceRequest* request_;
   int64_t index_;  // of the first one, in the request's arrays
   int32_t count_ = 0;
+  bool is_last_ = false;  // of its sequence, or of all
   Values expanded_ = {};
   Values sequence_ = {};
   Values position_ = {};
@@ -221,30 +250,39 @@ struct Tile {
     const int64_t begin = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kSteps * kStepTokens;
     const int32_t end = batch.size.num_tokens;
     if (begin >= end || num_sequences == 0) return;
-    int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, static_cast<int32_t>(begin));
+    const auto first_token = static_cast<int32_t>(begin);
+    int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, batch.RangeOf(first_token), first_token);
     for (int32_t step = 0; step < kSteps; ++step) {
       const auto t = static_cast<int32_t>(Min(begin + step * kStepTokens + lane * kTokensAThread, end));
-      const int32_t first = low + lane < num_sequences ? batch.FirstTokenOf(low + lane) : INT32_MAX;
-      int32_t b = low + LastLaneNotAfter(first, t);
-      if (b == low + kWarp - 1) b = LastNotAfter(batch, b, num_sequences, t);
+      const int32_t b = LanesLastNotAfter(batch, low, t);
       if (t < end) Quad<kFirstTwo>(batch, Row(batch, b), t, end).Write();
       low = __shfl_sync(~0u, b, kWarp - 1);
     }
   }
 };
 
+__device__ __forceinline__ void SetDone(const DoneFlags& done) {
+  if (done.flags == nullptr) return;
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  // Each release is of what the whole block has written, and the last block's of what the others have.
+  uint32_t flag = blockIdx.x;
+  if (done.ended != nullptr) {
+    const ::cuda::atomic_ref<uint32_t, ::cuda::thread_scope_device> ended(*done.ended);
+    if (ended.fetch_add(1, ::cuda::memory_order_acq_rel) + 1 != gridDim.x) return;
+    ended.store(0, ::cuda::memory_order_relaxed);
+    flag = 0;
+  }
+  const ::cuda::atomic_ref<uint64_t, ::cuda::thread_scope_system> host(done.flags[flag]);
+  host.store(done.value, ::cuda::memory_order_release);
+}
+
 template <typename Version, bool kFirstTwo, typename Source>
 __global__ void __launch_bounds__(kThreads) Expand(const __grid_constant__ Source source, DoneFlags done) {
   const auto batch = BatchOf<kFirstTwo>(source);
   Version::template Write<kFirstTwo>(batch);
   if constexpr (!kFirstTwo) WriteSums(batch);
-  if (done.flags == nullptr) return;
-  __syncthreads();
-  // Releases what the whole block has written.
-  if (threadIdx.x == 0) {
-    const ::cuda::atomic_ref<uint64_t, ::cuda::thread_scope_system> flag(done.flags[blockIdx.x]);
-    flag.store(done.value, ::cuda::memory_order_release);
-  }
+  SetDone(done);
 }
 
 // The one of `Versions` that is `kernel`; null when none is.

@@ -108,6 +108,7 @@ template <typename T>
 T* OnDevice(size_t count) {
   void* memory = nullptr;
   CHECK_CUDA(cudaMalloc(&memory, count * sizeof(T)));
+  CHECK_CUDA(cudaMemset(memory, 0, count * sizeof(T)));
   return static_cast<T*>(memory);
 }
 template <typename T>

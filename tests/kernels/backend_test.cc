@@ -30,10 +30,12 @@ struct Variant {
 
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
+// compute-sanitizer makes a batch take seconds.
+constexpr std::chrono::minutes kTimeout(1);
+
 template <KernelChoice choice>
 absl::StatusOr<std::unique_ptr<Backend>> CreateCuda() {
-  // compute-sanitizer makes a batch take seconds.
-  return CreateCudaBackend({.device = 0, .plan = {.choice = choice}, .timeout = std::chrono::minutes(1)});
+  return CreateCudaBackend({.plan = {.choice = choice}, .timeout = kTimeout});
 }
 
 const Variant kVariants[] = {
@@ -43,8 +45,9 @@ const Variant kVariants[] = {
     {"cuda_binary", CreateCuda<KernelChoice::kBinary>},
     {"cuda_rows", CreateCuda<KernelChoice::kRows>},
     {"cuda_tile", CreateCuda<KernelChoice::kTile>},
-    {"cuda_copied", [] { return CreateCudaBackend({.plan = {.input = Input::kCopied}}); }},
-    {"cuda_with_small_ones_on_the_cpu", [] { return CreateCudaBackend({.cpu_below_tokens = 60}); }},
+    {"cuda_copied", [] { return CreateCudaBackend({.plan = {.input = Input::kCopied}, .timeout = kTimeout}); }},
+    {"cuda_with_small_ones_on_the_cpu",
+     [] { return CreateCudaBackend({.cpu_below_tokens = 60, .timeout = kTimeout}); }},
     {"cuda_threshold", CreateCuda<KernelChoice::kThreshold>},
     {"cuda_adaptive", CreateCuda<KernelChoice::kAdaptive>},
 };

@@ -47,20 +47,23 @@ TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
   }
 }
 
-TEST(LaunchPlanTest, AdaptiveTakesTilesOnlyForManyTokens) {
-  // Halfway between two entries, of which the greater has tiles.
+TEST(LaunchPlanTest, AdaptiveTakesTheLowerOfTwoEntriesForFewTokens) {
+  // Halfway between two entries, of which the greater has tiles, or rows.
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 128, .total_tokens = 70'000, .first_two = true}), Kernel::kBinary);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 261'946, .first_two = true}), Kernel::kBinary);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 262'296, .first_two = true}), Kernel::kRows);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 1'045'702, .first_two = true}), Kernel::kTile);
 }
 
-TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSumsOfThousandsOfSequences) {
+TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSums) {
   const auto from_lengths = [](int64_t num_sequences, int64_t total_tokens) {
     return ChooseKernel({}, {.num_sequences = num_sequences, .total_tokens = total_tokens, .from_lengths = true});
   };
   EXPECT_EQ(from_lengths(4'096, 16'384), Kernel::kBinary);
   EXPECT_EQ(from_lengths(4'096, 262'144), Kernel::kTile);
   EXPECT_EQ(from_lengths(4'097, 16'384), Kernel::kRows) << "beyond them a launch of its own makes them";
+  EXPECT_EQ(from_lengths(64, 100'000), Kernel::kBinary);
+  EXPECT_EQ(from_lengths(64, 240'000), Kernel::kTile);
 }
 
 TEST(LaunchPlanTest, AdaptiveTakesShapesPastItsTableAsTheNearestInIt) {

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -82,8 +83,8 @@ TestRequest Padded(TestRequest request, size_t num_sequences) {
   request.seq_lens.resize(num_sequences, 0);
   return request;
 }
-// Scanned by a warp, by a block, by a block in more memory, by several.
-constexpr size_t kWays[] = {8, 33, 1'025, 4'097};
+// Scanned by a warp, by a block, by a block in more memory, and by several, a sequence a thread or more.
+constexpr size_t kWays[] = {8, 33, 1'025, 4'097, 16'385};
 
 class DeviceTest : public ::testing::Test {
  protected:
@@ -272,18 +273,19 @@ TEST_P(LaunchersTest, WriteAsManyTokensAsTakeManyBlocks) {
 }
 
 TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
-  constexpr int kTimes = 50;
+  constexpr int kTimes = 20;
   std::mt19937_64 random(23);
-  const TestRequest requests[] = {Padded(testing::RandomRequest(random), 6'000),
-                                  Padded(testing::RandomRequest(random), 5'000)};
-  const DeviceArray workspace(std::vector<int32_t>(DraftExtendWorkspaceBytes(6'000) / sizeof(int32_t)));
+  TestRequest requests[] = {Padded(testing::RandomRequest(random), 70'000),
+                            Padded(testing::RandomRequest(random), 5'000)};
+  const DeviceArray workspace(std::vector<int32_t>(DraftExtendWorkspaceBytes(70'000) / sizeof(int32_t)));
   std::vector<std::unique_ptr<DeviceArray>> memory;
   const auto keep = [&memory](const std::vector<int32_t>& values) {
     return memory.emplace_back(std::make_unique<DeviceArray>(values))->data();
   };
   DraftExtendMetadata metadata[2];
+  std::vector<int32_t> want[2];
   for (int r = 0; r < 2; ++r) {
-    const TestRequest& request = requests[r];
+    TestRequest& request = requests[r];
     metadata[r] = {.extend_seq_lens = keep(request.extend_seq_lens),
                    .seq_lens = keep(request.seq_lens),
                    .num_sequences = static_cast<int64_t>(request.seq_lens.size()),
@@ -292,20 +294,27 @@ TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
                    .out = {},
                    .capacity = request.total_tokens(),
                    .workspace = workspace.data()};
-    metadata[r].out[0] = keep(std::vector<int32_t>(request.total_tokens() + 1, kMarker));
+    request.spec.outputs = {Output::kSeqlensExpanded};
+    want[r] = testing::ReferenceArrays(request)[0];
+    want[r].push_back(kMarker);
+  }
+  // Each has arrays of its own, so that none mends what another broke.
+  std::vector<const DeviceArray*> got[2];
+  for (int i = 0; i < kTimes; ++i) {
+    for (int r = 0; r < 2; ++r) {
+      metadata[r].out[0] = keep(std::vector<int32_t>(want[r].size(), kMarker));
+      got[r].push_back(memory.back().get());
+    }
   }
   for (int i = 0; i < kTimes; ++i) {
-    for (const DraftExtendMetadata& each : metadata) {
-      ASSERT_CUDA_OK(LaunchDraftExtendMetadata(each, Kernel::kRows, stream_.get()));
+    for (int r = 0; r < 2; ++r) {
+      metadata[r].out[0] = got[r][i]->data();
+      ASSERT_CUDA_OK(LaunchDraftExtendMetadata(metadata[r], Kernel::kRows, stream_.get()));
     }
   }
   ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
-  for (int r = 0; r < 2; ++r) {
-    TestRequest request = requests[r];
-    request.spec.outputs = {Output::kSeqlensExpanded};
-    std::vector<int32_t> want = testing::ReferenceArrays(request)[0];
-    want.push_back(kMarker);
-    EXPECT_EQ(memory[3 * r + 2]->Values(), want) << "request " << r;
+  for (int i = 0; i < kTimes; ++i) {
+    for (int r = 0; r < 2; ++r) EXPECT_EQ(got[r][i]->Values(), want[r]) << "request " << r << ", launch " << i;
   }
 }
 
@@ -340,40 +349,55 @@ TEST_F(DeviceTest, LaunchesThatTakeDifferentMemoryDoNotFailOneAnother) {
 }
 
 TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
-  constexpr uint64_t kValue = 7;
   constexpr int64_t kCapacity = 50'000;
-  void* memory = nullptr;
   const Kernel kernel = GetParam();
   for (size_t num_sequences : kWays) {
     const int64_t blocks = NumBlocks(kernel, static_cast<int64_t>(num_sequences), kCapacity);
+    // The host's memory, read as it is when the last flag is seen.
+    void* memory = nullptr;
     ASSERT_CUDA_OK(cudaHostAlloc(&memory, (blocks + 1) * sizeof(uint64_t), cudaHostAllocMapped));
     const PinnedMemory flags(memory);
     auto* const flag = static_cast<uint64_t*>(memory);
     std::fill(flag, flag + blocks + 1, 0);
-    const DeviceArray lengths(std::vector<int32_t>(num_sequences, 40));
-    const DeviceArray expanded(std::vector<int32_t>(kCapacity, kMarker));
+    ASSERT_CUDA_OK(cudaHostAlloc(&memory, kCapacity * sizeof(int32_t), cudaHostAllocMapped));
+    const PinnedMemory array(memory);
+    const std::span<int32_t> expanded(static_cast<int32_t*>(memory), kCapacity);
+    const DeviceArray extend_seq_lens(std::vector<int32_t>(num_sequences, 40));
+    const DeviceArray ended({0});
     const DeviceArray workspace(
         std::vector<int32_t>(DraftExtendWorkspaceBytes(static_cast<int64_t>(num_sequences)) / sizeof(int32_t)));
-    DraftExtendMetadata metadata = {.extend_seq_lens = lengths.data(),
-                                    .seq_lens = lengths.data(),
-                                    .num_sequences = static_cast<int64_t>(num_sequences),
-                                    .out = {},
-                                    .capacity = kCapacity,
-                                    .workspace = workspace.data()};
-    metadata.out[0] = expanded.data();
-    ASSERT_CUDA_OK(LaunchDraftExtendMetadata(metadata, kernel, stream_.get(), {.flags = flag, .value = kValue}));
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-    for (int64_t block = 0; block < blocks; ++block) {
-      while (std::atomic_ref<uint64_t>(flag[block]).load(std::memory_order_acquire) != kValue) {
-        ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "block " << block << " of " << blocks;
+    uint64_t value = 7;
+    for (bool one_for_all : {false, true, true, false, true}) {
+      const auto seq_len = static_cast<int32_t>(++value);
+      const DeviceArray seq_lens(std::vector<int32_t>(num_sequences, seq_len));
+      std::fill(expanded.begin(), expanded.end(), kMarker);
+      std::vector<int32_t> want(40 * std::min<size_t>(num_sequences, kCapacity / 40), seq_len);
+      want.resize(kCapacity, kMarker);
+      DraftExtendMetadata metadata = {.extend_seq_lens = extend_seq_lens.data(),
+                                      .seq_lens = seq_lens.data(),
+                                      .num_sequences = static_cast<int64_t>(num_sequences),
+                                      .out = {},
+                                      .capacity = kCapacity,
+                                      .workspace = workspace.data()};
+      metadata.out[0] = expanded.data();
+      DoneFlags done = {.flags = flag, .value = value};
+      if (one_for_all) done.ended = reinterpret_cast<uint32_t*>(ended.data());
+      ASSERT_CUDA_OK(LaunchDraftExtendMetadata(metadata, kernel, stream_.get(), done));
+      const int64_t count = one_for_all ? 1 : blocks;
+      const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+      for (int64_t i = 0; i < count; ++i) {
+        while (std::atomic_ref<uint64_t>(flag[i]).load(std::memory_order_acquire) != value) {
+          ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "flag " << i << " of " << count;
+        }
       }
+      // From its end on, which the last block writes.
+      const auto wrong = std::mismatch(expanded.rbegin(), expanded.rend(), want.rbegin()).first;
+      EXPECT_EQ(wrong, expanded.rend()) << num_sequences << " sequences: " << *wrong << " " << wrong - expanded.rbegin()
+                                        << " before the end";
+      ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
+      for (int64_t i = count; i <= blocks; ++i) EXPECT_NE(flag[i], value) << "flag " << i << " behind the " << count;
+      EXPECT_EQ(ended.Values(), std::vector<int32_t>{0});
     }
-    // On another stream than the kernel's, which nobody has waited for.
-    std::vector<int32_t> want(40 * std::min<size_t>(num_sequences, kCapacity / 40), 40);
-    want.resize(kCapacity, kMarker);
-    EXPECT_EQ(expanded.Values(), want) << num_sequences << " sequences";
-    ASSERT_CUDA_OK(cudaStreamSynchronize(stream_.get()));
-    EXPECT_EQ(flag[blocks], 0U) << "behind the flags";
   }
 }
 
