@@ -1,16 +1,19 @@
 """What one writes in PyTorch for the same arrays, on the same card: lengths on the device where that helps, results on the
 device, launch and synchronisation included. Beside it nsa_metadata.local, where it is installed. One JSON object a line,
-as gpu_step's."""
+as gpu_step's, whose program gives FillDraftExtendMetadata's time in turn with theirs (NSA_METADATA_BUILD, as in harness.py)."""
 
 import json
 import random
 import statistics
+import subprocess
 import time
 
 import torch
 import triton
 import triton.language as tl
 from torch.utils.cpp_extension import load_inline
+
+from harness import program
 
 try:
     from nsa_metadata import local
@@ -139,13 +142,34 @@ def checked(name, expanded, cache, want):
     assert expanded.tolist() == want and cache.tolist() == [min(x, TOP_K) for x in want], name
 
 
-def measured(runs, times, waiting=()):
-    """The median of the rounds' medians of each, side by side."""
-    rounds = {name: [] for name in runs}
+def measured(runs, times, waiting=(), beside=None):
+    """The median of the rounds' medians of each, side by side; `beside` maps names to what returns a median itself."""
+    rounds = {name: [] for name in (*runs, *(beside or {}))}
     for _ in range(ROUNDS):
         for name, run in runs.items():
             rounds[name].append(median_us(run, times.get(name, 50), name in waiting))
+        for name, median in (beside or {}).items():
+            rounds[name].append(median())
     return {name: statistics.median(values) for name, values in rounds.items()}
+
+
+class Fill:
+    """FillDraftExtendMetadataAdaptive, in a process of its own."""
+
+    def __init__(self):
+        self._process = subprocess.Popen([program("tests/bench", "gpu_step"), "fill"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def us(self, num_sequences):
+        self._process.stdin.write(f"{num_sequences} {MEAN}\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if not line.startswith("{"):  # the card
+                return float(line)
+        raise RuntimeError(f"gpu_step ended with {self._process.wait()}")
+
+    def end(self):
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def main():
@@ -156,6 +180,7 @@ def main():
         "triton": by_triton,
         "founding_extension": lambda _q, _s, q, s, total: extension.expand(q, s, total, TOP_K),
     }
+    fill_alone = Fill()
     print(json.dumps({"section": "software", "torch": torch.__version__, "triton": triton.__version__}))
     for num_sequences in (1, 4, 16, 64, 256, 1024):
         rng = random.Random(num_sequences)
@@ -169,7 +194,7 @@ def main():
         for name, peer in peers.items():
             checked(name, *peer(*arguments), want)
         anew = {name: lambda peer=peer: peer(*arguments) for name, peer in peers.items()}
-        us = measured(anew, {"plain": 5})
+        us = measured(anew, {"plain": 5}, beside={"fill": lambda: fill_alone.us(num_sequences)})
         print(json.dumps({"section": "peers", **shape, "us": us}), flush=True)
         if local is None:
             continue
@@ -191,6 +216,7 @@ def main():
             checked(name, expanded, cache, want)
         us = measured(into, {"plain": 5}, waiting=("local", "local_made"))
         print(json.dumps({"section": "local", **shape, "us": us}), flush=True)
+    fill_alone.end()
 
 
 if __name__ == "__main__":

@@ -112,13 +112,12 @@ def peers(found):
     if "peers" not in found:
         return
     print(f"\n## PyTorch peers\n\nThe same arrays on the device, launched and waited for; torch {found['software'][0]['torch']}, Triton "
-          f"{found['software'][0]['triton']}; how many times as long as FillDraftExtendMetadata.\n")
-    ours = {line["num_sequences"]: line["us"]["plan"] for line in found["from_lengths"] if line["mean"] == 16}
+          f"{found['software'][0]['triton']}; how many times as long as FillDraftExtendMetadataAdaptive, in a program of its own, in turn with them.\n")
     limits = {"plain": 25, "triton": 3.5, "founding_extension": 2}
-    names = list(found["peers"][0]["us"])
+    names = [name for name in found["peers"][0]["us"] if name != "fill"]
     table = Table("sequences", "tokens", "ours us", *names)
     for line in found["peers"]:
-        us = ours[line["num_sequences"]]
+        us = line["us"]["fill"]
         cells = []
         for name in names:
             times = line["us"][name] / us

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -377,17 +378,8 @@ class DeviceToDevice {
   void FromLengths(const Shape& shape) {
     const Lengths lengths = Draw(shape);
     const auto n = static_cast<int32_t>(shape.num_sequences);
-    CHECK_CUDA(cudaMemcpy(q_, lengths.q.data(), lengths.q.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
-    CHECK_CUDA(cudaMemcpy(s_, lengths.s.data(), lengths.s.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
-    const kernels::OutputPointers out = Pointers(kTwo, lengths, out_);
-    const kernels::cuda::DraftExtendMetadata metadata = {.extend_seq_lens = q_,
-                                                         .seq_lens = s_,
-                                                         .num_sequences = n,
-                                                         .nsa_index_topk = kTopK,
-                                                         .mode = kernels::SequenceMode::kRepeat,
-                                                         .out = out,
-                                                         .capacity = lengths.total_tokens,
-                                                         .workspace = workspace_};
+    const kernels::cuda::DraftExtendMetadata metadata = Copied(lengths);
+    const kernels::OutputPointers& out = metadata.out;
     const founding::Arrays arrays = {.extend_seq_lens = q_,
                                      .seq_lens = s_,
                                      .num_sequences = n,
@@ -412,16 +404,7 @@ class DeviceToDevice {
     const auto ours = [&] { return kernels::cuda::LaunchDraftExtendMetadata(metadata, kernel, stream_.get()); };
     const auto theirs = [&] { return founding::LaunchAdaptive(arrays, stream_.get()); };
     std::vector<Subject> subjects = {
-        {"plan",
-         [&](int times) {
-           return TimeEach(
-               [&] {
-                 int64_t total_tokens = 0;
-                 CHECK_CUDA(kernels::cuda::FillDraftExtendMetadata(metadata, kernel, stream_.get(), fill_workspace_,
-                                                                   &total_tokens));
-               },
-               times);
-         }},
+        {"plan", [&](int times) { return TimeFill(metadata, times); }},
         subject("plan_and_synchronize", ours), subject("founding", theirs)};
     const int launches = lengths.total_tokens > 1 << 20 ? 5 : 50;
     Graph our_graph(stream_.get(), launches, ours);
@@ -436,7 +419,32 @@ class DeviceToDevice {
     Print("from_lengths", Fields(shape, lengths, kTwo), subjects, InTurn(subjects, 1'000));
   }
 
+  // FillDraftExtendMetadataAdaptive alone, in microseconds.
+  double FillAlone(const Shape& shape) { return TimeFill(Copied(Draw(shape)), 200); }
+
  private:
+  kernels::cuda::DraftExtendMetadata Copied(const Lengths& lengths) {
+    CHECK_CUDA(cudaMemcpy(q_, lengths.q.data(), lengths.q.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
+    CHECK_CUDA(cudaMemcpy(s_, lengths.s.data(), lengths.s.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
+    return {.extend_seq_lens = q_,
+            .seq_lens = s_,
+            .num_sequences = static_cast<int64_t>(lengths.q.size()),
+            .nsa_index_topk = kTopK,
+            .mode = kernels::SequenceMode::kRepeat,
+            .out = Pointers(kTwo, lengths, out_),
+            .capacity = lengths.total_tokens,
+            .workspace = workspace_};
+  }
+  double TimeFill(const kernels::cuda::DraftExtendMetadata& metadata, int times) {
+    return TimeEach(
+        [&] {
+          int64_t total_tokens = 0;
+          CHECK_CUDA(kernels::cuda::FillDraftExtendMetadataAdaptive(metadata, stream_.get(), fill_workspace_,
+                                                                    &total_tokens));
+        },
+        times);
+  }
+
   int32_t* out_;
   kernels::cuda::Stream stream_;
   unsigned char* data_ = OnDevice<unsigned char>(4 << 20);
@@ -518,6 +526,14 @@ int Main(const std::string& part) {
   auto* const on_device = OnDevice<int32_t>(kMostValues);
   auto* const pinned = Pinned<int32_t>(kMostValues);
   const bool all = part == "all";
+  if (part == "fill") {  // for whoever measures beside it: a shape a line
+    DeviceToDevice device_to_device(on_device);
+    for (Shape shape = {}; std::scanf("%" SCNd64 " %" SCNd64, &shape.num_sequences, &shape.mean) == 2;) {
+      std::printf("%.3f\n", device_to_device.FillAlone(shape));
+      std::fflush(stdout);
+    }
+    return EXIT_SUCCESS;
+  }
   if (all || part == "bandwidth") Bandwidths(on_device, pinned);
   if (all || part == "lanes") Lanes();
   if (all || part == "host") {
