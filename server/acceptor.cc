@@ -139,16 +139,18 @@ absl::StatusOr<std::vector<Listener>> Listener::OpenAll(const std::vector<std::s
   return listeners;
 }
 
-void Listener::Close() {
-  if (fd_ && address_.is_unix) unlink(address_.host.c_str());
-  fd_.Close();
+void Listener::EndListening() {
+  if (!fd_ || !std::exchange(listening_, false)) return;
+  if (address_.is_unix) unlink(address_.host.c_str());
+  shutdown(fd_.get(), SHUT_RD);
 }
 
 Acceptor::Acceptor(Options options, std::vector<Listener> listeners)
     : options_(std::move(options)),
       listeners_(std::move(listeners)),
       connections_(options_.delivered),
-      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      end_accepting_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      end_looking_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       spare_(OpenSpare()) {}
 
 void Acceptor::Start() {
@@ -156,19 +158,23 @@ void Acceptor::Start() {
   looking_ = std::thread([this] { Look(); });
 }
 
+void Acceptor::EndAccepting() {
+  eventfd_write(end_accepting_.get(), 1);
+  for (Listener& listener : listeners_) listener.EndListening();
+}
+
 void Acceptor::Stop() {
-  if (thread_.joinable()) {
-    eventfd_write(wake_.get(), 1);
-    thread_.join();
-    looking_.join();
-  }
-  for (Listener& listener : listeners_) listener.Close();
+  EndAccepting();
+  if (!thread_.joinable()) return;
+  thread_.join();
+  eventfd_write(end_looking_.get(), 1);
+  looking_.join();
 }
 
 void Acceptor::Run() {
   std::vector<pollfd> waiting;
   for (const Listener& listener : listeners_) waiting.push_back({listener.fd(), POLLIN, 0});
-  waiting.push_back({wake_.get(), POLLIN, 0});
+  waiting.push_back({end_accepting_.get(), POLLIN, 0});
   for (;;) {
     if (poll(waiting.data(), waiting.size(), /*timeout=*/-1) < 0 && errno != EINTR) {
       spdlog::error("accepting stopped: poll: {}", strerror(errno));
@@ -182,7 +188,7 @@ void Acceptor::Run() {
 }
 
 void Acceptor::Look() {
-  pollfd wake = {wake_.get(), POLLIN, 0};
+  pollfd end = {end_looking_.get(), POLLIN, 0};
   // So that one that stalls is ended at most a quarter late.
   const Clock::duration stalled_every = options_.stall_timeout / 4;
   TimePoint look_at_stalled = Clock::now() + stalled_every;
@@ -192,11 +198,11 @@ void Acceptor::Look() {
     const TimePoint next_look = std::min(look_at_stalled, look_at_undelivered);
     const auto until_look = std::chrono::ceil<std::chrono::milliseconds>(next_look - Clock::now());
     const auto timeout_ms = std::clamp<int64_t>(until_look.count(), 0, INT_MAX);
-    if (poll(&wake, 1, static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
+    if (poll(&end, 1, static_cast<int>(timeout_ms)) < 0 && errno != EINTR) {
       spdlog::error("looking at connections stopped: poll: {}", strerror(errno));
       return;
     }
-    if (wake.revents != 0) return;
+    if (end.revents != 0) return;
     if (const TimePoint now = Clock::now(); now >= look_at_stalled) {
       EndStalled(now);
       look_at_stalled = now + stalled_every;
@@ -250,8 +256,8 @@ void Acceptor::RefuseForWantOfDescriptors(const Listener& listener) {
   refused.Close();
   spare_ = OpenSpare();
   if (waits || !spare_) {
-    pollfd wake = {wake_.get(), POLLIN, 0};
-    poll(&wake, 1, kPauseMs);
+    pollfd end = {end_accepting_.get(), POLLIN, 0};
+    poll(&end, 1, kPauseMs);
   }
 }
 

@@ -50,16 +50,17 @@ class Listener {
   int fd() const { return fd_.get(); }
   // The address with the port that was taken.
   const Address& address() const { return address_; }
-  // Ends listening; removes the socket file.
-  void Close();
+  // Ends listening, whoever else looks at the descriptor; removes the socket file. Idempotent.
+  void EndListening();
 
  private:
   Listener(Descriptor fd, Address address) : fd_(std::move(fd)), address_(std::move(address)) {}
   Descriptor fd_;
   Address address_;
+  bool listening_ = true;
 };
 
-// One thread that accepts on all listeners, and ends the connections that harm others.
+// Accepts on all listeners, on a thread, and ends the connections that harm others, on another.
 class Acceptor {
  public:
   // What becomes of a connection beyond max_connections: it is closed, or the oldest one is.
@@ -88,7 +89,9 @@ class Acceptor {
   Acceptor(const Acceptor&) = delete;
 
   void Start();
-  // Accepts no more and closes the listeners. Idempotent.
+  // Accepts no more: who comes finds nobody listening. Does not wait for what is being handed over. Idempotent.
+  void EndAccepting();
+  // The same, and waits for its threads: until then those that harm others are ended. Idempotent.
   void Stop();
 
   const std::vector<Listener>& listeners() const { return listeners_; }
@@ -111,7 +114,8 @@ class Acceptor {
   Options options_;
   std::vector<Listener> listeners_;
   ConnectionTable connections_;
-  Descriptor wake_;
+  Descriptor end_accepting_;
+  Descriptor end_looking_;
   Descriptor spare_;
   std::thread thread_;
   std::thread looking_;

@@ -9,9 +9,12 @@ namespace {
 
 constexpr std::chrono::milliseconds kRetryAfter(50);
 
-Refusal NoRoom(const CallContext& context, int64_t bytes, Account account) {
+int64_t OutputBytes(const Task& task) { return static_cast<int64_t>(task.expansion.layout.block_bytes()); }
+
+Refusal NoOutput(const CallContext& context, const Task& task) {
+  const int64_t bytes = OutputBytes(task);
   const int64_t budget = context.options.output_budget_bytes;
-  if (context.pool.OverShare(bytes, account)) {
+  if (context.pool.OverShare(static_cast<size_t>(bytes), task.account)) {
     const int64_t share = ShareOf(context.options.caller_share, budget);
     return Later(v1::REFUSAL_REASON_CALLER_SHARE,
                  absl::StrCat("more than half of output_budget_bytes ", budget, " is in use, and an output of ", bytes,
@@ -19,18 +22,47 @@ Refusal NoRoom(const CallContext& context, int64_t bytes, Account account) {
                  bytes, share, kRetryAfter);
   }
   return Later(v1::REFUSAL_REASON_BUDGET_FULL,
-               absl::StrCat("no room for an output of ", bytes, " bytes in output_budget_bytes ", budget), bytes,
-               budget, kRetryAfter);
+               absl::StrCat("no room for an output of ", bytes,
+                            " bytes in one piece: ", context.pool.blocks_in_use() * OutputPool::kBlockBytes,
+                            " of output_budget_bytes ", budget, " are in use"),
+               bytes, budget, kRetryAfter);
+}
+
+Refusal QueueFull(const CallContext& context) {
+  const int64_t limit = context.options.batch.max_queue_requests;
+  return Later(v1::REFUSAL_REASON_QUEUE_FULL, absl::StrCat("the queue holds ", limit, " requests, max_queue_requests"),
+               limit, limit, kRetryAfter);
+}
+
+Refusal QueueShareFull(const CallContext& context) {
+  const int64_t share = ShareOf(context.options.caller_share, context.options.batch.max_queue_requests);
+  return Later(v1::REFUSAL_REASON_CALLER_SHARE,
+               absl::StrCat("the queue is more than half full and holds ", share,
+                            " requests of this caller, its share of max_queue_requests"),
+               share, share, kRetryAfter);
 }
 
 }  // namespace
 
-std::optional<Refusal> Admit(CallContext& context, std::unique_ptr<Task>* task) {
+std::optional<NoRoom> Admit(CallContext& context, std::unique_ptr<Task>* task) {
   Task& admitted = **task;
-  const int64_t bytes = static_cast<int64_t>(admitted.expansion.layout.block_bytes());
-  if (!admitted.permit) admitted.permit = context.pool.Reserve(bytes, admitted.account);
-  if (!admitted.permit) return NoRoom(context, bytes, admitted.account);
+  if (!admitted.permit) {
+    admitted.permit = context.pool.Reserve(static_cast<size_t>(OutputBytes(admitted)), admitted.account);
+  }
+  if (!admitted.permit) return NoRoom::kOutput;
   return context.batcher.Submit(task);
+}
+
+Refusal RefusalFor(NoRoom why, const CallContext& context, const Task& task) {
+  switch (why) {
+    case NoRoom::kQueue:
+      return QueueFull(context);
+    case NoRoom::kQueueShare:
+      return QueueShareFull(context);
+    case NoRoom::kOutput:
+      break;
+  }
+  return NoOutput(context, task);
 }
 
 }  // namespace nsa::metadata::server

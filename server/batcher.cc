@@ -44,9 +44,9 @@ Batcher::~Batcher() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
+std::optional<NoRoom> Batcher::Submit(std::unique_ptr<Task>* task) {
   MutexLock lock(&mutex_);
-  if (std::optional<Refusal> refusal = CheckRoom((*task)->account)) return refusal;
+  if (const std::optional<NoRoom> why = CheckRoom((*task)->account)) return why;
   TimePoint now = Clock::now();
   (*task)->times.admitted = now;
   metrics_.Admitted();
@@ -68,21 +68,12 @@ std::optional<Refusal> Batcher::Submit(std::unique_ptr<Task>* task) {
   return std::nullopt;
 }
 
-std::optional<Refusal> Batcher::CheckRoom(Account account) const {
-  constexpr std::chrono::milliseconds kRetryAfter(50);
-  const auto limit = static_cast<int64_t>(options_.max_queue_requests);
-  const auto waiting = static_cast<int64_t>(queue_.size());
-  if (waiting >= limit) {
-    return Later(v1::REFUSAL_REASON_QUEUE_FULL,
-                 absl::StrCat("the queue holds ", limit, " requests, max_queue_requests"), waiting, limit, kRetryAfter);
-  }
-  const int64_t share = ShareOf(options_.caller_share, limit);
-  const int64_t own = queue_.requests_of(account);
-  if (account == kNoAccount || 2 * waiting <= limit || own < share) return std::nullopt;
-  return Later(v1::REFUSAL_REASON_CALLER_SHARE,
-               absl::StrCat("the queue is more than half full and holds ", own,
-                            " requests of this caller, whose share of max_queue_requests is ", share),
-               own, share, kRetryAfter);
+std::optional<NoRoom> Batcher::CheckRoom(Account account) const {
+  const size_t waiting = queue_.size();
+  if (waiting >= options_.max_queue_requests) return NoRoom::kQueue;
+  if (account == kNoAccount || 2 * waiting <= options_.max_queue_requests) return std::nullopt;
+  const int64_t share = ShareOf(options_.caller_share, static_cast<int64_t>(options_.max_queue_requests));
+  return queue_.requests_of(account) < share ? std::nullopt : std::optional(NoRoom::kQueueShare);
 }
 
 bool Batcher::HasLane() const { return !free_lanes_.empty() && MayStart(); }
@@ -112,7 +103,7 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     const size_t small = tokens < options_.small_batch_tokens ? 1 : 0;
     small_batches_ += small;
     mutex_.Unlock();
-    Run(*lane, std::move(batch), now);
+    Run(*lane, batch, now);
     mutex_.Lock();
     small_batches_ -= small;
     if (tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
@@ -144,7 +135,7 @@ void Batcher::Work() {
   }
 }
 
-void Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
+void Batcher::Run(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   Reached(Step::kBatchClosed);
   for (const auto& task : batch.expired) {
     metrics_.Expired(Stage::kQueue);
@@ -231,29 +222,34 @@ void Batcher::RefuseWaiting(Task& task, Refusal refusal, TimePoint now) {
   task.Refuse(refusal);
 }
 
+v1::Timing Batcher::TimingOf(const Journey& journey, TimePoint done) const {
+  v1::Timing timing;
+  timing.set_parse_ns(journey.parse_ns);
+  timing.set_admit_ns(journey.admit_ns);
+  timing.set_queue_ns(journey.queue_ns);
+  timing.set_pack_ns(journey.pack_ns);
+  timing.set_device_ns(journey.device_ns);
+  timing.set_frame_ns(Nanoseconds(done, Clock::now()));
+  timing.set_batch_requests(journey.batch_requests);
+  timing.set_batch_tokens(static_cast<uint32_t>(journey.batch_tokens));
+  // A device may leave a batch to the CPU.
+  const bool cpu = journey.kernel == kernels::Kernel::kCpu;
+  timing.set_backend(static_cast<v1::Backend>(cpu ? kernels::BackendKind::kCpu : backend_));
+  return timing;
+}
+
 void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
   const Expansion& e = task.expansion;
   AddOwn(task, journey);
-  v1::Timing timing;
-  if (e.include_timing) {
-    timing.set_parse_ns(journey.parse_ns);
-    timing.set_admit_ns(journey.admit_ns);
-    timing.set_queue_ns(journey.queue_ns);
-    timing.set_pack_ns(journey.pack_ns);
-    timing.set_device_ns(journey.device_ns);
-    timing.set_frame_ns(Nanoseconds(done, Clock::now()));
-    timing.set_batch_requests(journey.batch_requests);
-    timing.set_batch_tokens(static_cast<uint32_t>(journey.batch_tokens));
-    // A device may leave a batch to the CPU.
-    const bool cpu = journey.kernel == kernels::Kernel::kCpu;
-    timing.set_backend(static_cast<v1::Backend>(cpu ? kernels::BackendKind::kCpu : backend_));
-  }
+  std::optional<v1::Timing> timing;
+  if (e.include_timing) timing = TimingOf(journey, done);
   const ReplyScalars scalars = {.request_id = e.request_id,
                                 .total_tokens = e.total_tokens,
                                 .mode = static_cast<v1::SequenceMode>(e.spec.mode),
-                                .timing = e.include_timing ? &timing : nullptr};
+                                .timing = timing ? &*timing : nullptr};
   Messages reply = e.layout.Frame(scalars, task.permit, pool_);
-  journey.frame_ns = Nanoseconds(done, Clock::now());
+  journey.framed = Clock::now();
+  journey.frame_ns = Nanoseconds(done, journey.framed);
   metrics_.TaskDone(journey);
   Reached(Step::kReplying);
   task.Reply(std::move(reply), journey);

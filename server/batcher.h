@@ -21,6 +21,7 @@
 #include "server/journey.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
+#include "server/no_room.h"
 #include "server/output_pool.h"
 #include "server/refusal.h"
 #include "server/task.h"
@@ -57,8 +58,8 @@ class Batcher {
   // Answers everything that was submitted, then returns.
   ~Batcher();
 
-  // Takes `*task` and answers it, now or later; or, when the queue is full, says why not and leaves it to the caller.
-  std::optional<Refusal> Submit(std::unique_ptr<Task>* task);
+  // Takes `*task` and answers it, now or later; or, when the queue is full, says so and leaves it to the caller.
+  std::optional<NoRoom> Submit(std::unique_ptr<Task>* task);
 
   size_t queue_requests() const;
   // Lanes that compute.
@@ -76,7 +77,7 @@ class Batcher {
   // first one is ready at `now`.
   void RunOn(kernels::Lane* lane, int limit, TimePoint now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work();
-  void Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Run(kernels::Lane& lane, Batch& batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
   void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
   static void Pack(kernels::Lane& lane, const Batch& batch);
   // On the lane or, when that fails or one has failed before, on the CPU.
@@ -85,10 +86,11 @@ class Batcher {
   void Reached(Step step) const {
     if (options_.failpoints != nullptr) options_.failpoints->Reached(step);
   }
-  // Why the queue takes no more, or no more of `account`'s.
-  std::optional<Refusal> CheckRoom(Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Whether the queue takes no more, or no more of `account`'s.
+  std::optional<NoRoom> CheckRoom(Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Refuses what waited until now and is not to be computed.
   static void RefuseWaiting(Task& task, Refusal refusal, TimePoint now);
+  v1::Timing TimingOf(const Journey& journey, TimePoint done) const;
   // `journey` has what its batch has in common.
   void Answer(Task& task, Journey journey, TimePoint done);
   // Whether what waits may be another batch under way.

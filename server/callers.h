@@ -43,7 +43,7 @@ class Callers {
   explicit Callers(const Options& options);
 
   // All that is not TCP has one account: gRPC doesn't tell a Unix socket's connections apart.
-  Caller CallerOf(const grpc::ServerContextBase& call) const;
+  Caller CallerOf(grpc::ServerContext& call) const;
   // Who that is, for people: the name that counts, and the address it came from; 200 bytes at most.
   std::string NameOf(const grpc::ServerContextBase& call) const;
   // The account of one at `peer`, as gRPC writes it, whose call's metadata have `named` under the key, and whose

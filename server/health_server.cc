@@ -75,7 +75,7 @@ absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address&
 
 HealthServer::~HealthServer() {
   if (thread_.joinable()) {
-    acceptor_->Stop();
+    acceptor_->EndAccepting();
     health_.EndWatches();
     server_->Shutdown(std::chrono::system_clock::now());
     live_.AwaitNone();
@@ -85,6 +85,7 @@ HealthServer::~HealthServer() {
       stopped_.SignalAll();
     }
     thread_.join();
+    acceptor_->Stop();
   }
   if (queue_ == nullptr) return;
   queue_->Shutdown();

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "kernels/kernel.h"
+#include "server/clock.h"
 
 namespace nsa::metadata::server {
 
@@ -16,6 +17,7 @@ struct Journey {
   uint64_t pack_ns = 0;
   uint64_t device_ns = 0;
   uint64_t frame_ns = 0;
+  TimePoint framed;  // when its answer was complete
   // Of the batch it was in; no requests where it was in none.
   uint32_t batch_requests = 0;
   int64_t batch_tokens = 0;

@@ -387,8 +387,9 @@ void Server::Drain() {
     absl::SleepFor(options.lame_duck);
   }
   spdlog::info("no new connections; draining for up to {}", absl::FormatDuration(options.drain_timeout));
-  parts_->acceptor->Stop();
+  parts_->acceptor->EndAccepting();
   parts_->ShutDownServer();
+  parts_->acceptor->Stop();
   parts_->service->Stop();
   spdlog::info("drained");
 }

@@ -44,13 +44,20 @@ class ShardedMetrics final : public prometheus::Collectable {
   // What was added so far.
   uint64_t ValueOf(const Counter& counter) const { return Sum(counter.cell); }
   void Observe(const Histogram& histogram, uint64_t value) {
-    // 0 up to the first bound, 1 up to twice that, …; num_bounds beyond the last.
-    const size_t bucket = value == 0 ? 0 : std::bit_width((value - 1) / histogram.first_bound);
     Add(histogram.sum_cell, value);
-    Add(histogram.sum_cell + 1 + std::min(bucket, histogram.num_bounds), 1);
+    Add(histogram.sum_cell + 1 + std::min(BucketOf(value, histogram.first_bound), histogram.num_bounds), 1);
   }
 
   std::vector<prometheus::MetricFamily> Collect() const override;
+
+  // 0 up to the first bound, 1 up to twice that, and so on: the width of (value - 1) / first_bound in bits, by which
+  // nothing is divided a dozen times a call.
+  static constexpr size_t BucketOf(uint64_t value, uint64_t first_bound) {
+    if (value <= first_bound) return 0;
+    const uint64_t rest = value - 1;
+    const int shift = std::bit_width(rest) - std::bit_width(first_bound);
+    return static_cast<size_t>(shift) + ((rest >> shift) >= first_bound ? 1 : 0);
+  }
 
  private:
   // One for each of as many threads, and the last for all others.

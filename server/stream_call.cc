@@ -12,8 +12,9 @@
 namespace nsa::metadata::server {
 namespace {
 
-// How long an item that found no room waits before it asks again.
-constexpr std::chrono::milliseconds kRetryEvery(2);
+// How long an item that found no room waits before it asks again; each time twice as long.
+constexpr std::chrono::milliseconds kRetryFirst(2);
+constexpr std::chrono::milliseconds kRetryMost(32);
 
 Refusal Draining() {
   return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
@@ -128,6 +129,7 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
     task->TakeLengths(message.mutable_expand());
     if (std::unique_ptr<Task> left = TryAdmit(std::move(task))) {
       MutexLock lock(&mutex_);
+      retry_after_ = kRetryFirst;
       AwaitRoom(std::move(left));
     }
   }
@@ -150,7 +152,8 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
 void StreamCall::AwaitRoom(std::unique_ptr<Task> task) {
   waiting_task_ = std::move(task);
   admitting_ = true;
-  retry_.Set(queue_.get(), std::chrono::system_clock::now() + kRetryEvery, StartOperation(&retry_tag_));
+  retry_.Set(queue_.get(), std::chrono::system_clock::now() + retry_after_, StartOperation(&retry_tag_));
+  retry_after_ = std::min(2 * retry_after_, kRetryMost);
 }
 
 void StreamCall::OnRetry(bool) {
@@ -235,16 +238,16 @@ void StreamCall::OnWritten(bool ok) {
     const Outgoing& written = outbox_.front();
     const TimePoint now = Clock::now();
     last_message_ = now;
-    if (ok) context_.metrics.Sent(Nanoseconds(write_started_, now));
+    item_send_ns_ += Nanoseconds(write_started_, now);
     if (written.last) {
       --unanswered_;
       const uint64_t total_ns = Nanoseconds(written.item_arrived, now);
+      const uint64_t send_ns = std::exchange(item_send_ns_, 0);
       context_.metrics.ItemHandled(total_ns);
+      if (!written.refused && ok) context_.metrics.Sent(send_ns);
+      if (!written.refused && !ok) context_.metrics.Cancelled(Stage::kSend);
       const auto refused = ok || written.refused ? written.refused : v1::REFUSAL_REASON_CANCELLED;
-      answered = {.refused = refused,
-                  .journey = written.journey,
-                  .total_ns = total_ns,
-                  .send_ns = Nanoseconds(write_started_, now)};
+      answered = {.refused = refused, .journey = written.journey, .total_ns = total_ns, .send_ns = send_ns};
     }
     outbox_.pop_front();
     if (!ok) caller_gone_ = true;
@@ -316,7 +319,13 @@ void StreamCall::PumpRead() {
 void StreamCall::PumpWrite() {
   if (caller_gone_ && !writing_) {
     // Nobody is there to read.
-    for (const Outgoing& outgoing : outbox_) unanswered_ -= outgoing.last ? 1 : 0;
+    const TimePoint now = Clock::now();
+    for (const Outgoing& outgoing : outbox_) {
+      if (!outgoing.last) continue;
+      --unanswered_;
+      context_.metrics.ItemHandled(Nanoseconds(outgoing.item_arrived, now));
+      if (!outgoing.refused) context_.metrics.Cancelled(Stage::kSend);
+    }
     outbox_.clear();
   }
   if (writing_ || outbox_.empty()) return;

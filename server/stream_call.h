@@ -135,6 +135,7 @@ class StreamCall {
   grpc::ByteBuffer incoming_;
   std::unique_ptr<Task> waiting_task_;
   grpc::Alarm retry_;
+  std::chrono::milliseconds retry_after_{0};
 
   Mutex mutex_;
   // By id, until they have their answer.
@@ -155,6 +156,7 @@ class StreamCall {
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   TimePoint write_started_ ABSL_GUARDED_BY(mutex_);
+  uint64_t item_send_ns_ ABSL_GUARDED_BY(mutex_) = 0;  // of the answer under way, so far
   // When the last message was read or written.
   TimePoint last_message_ ABSL_GUARDED_BY(mutex_);
   std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);  // of the call as a whole

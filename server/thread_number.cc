@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <queue>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -37,15 +38,21 @@ Numbers& TheNumbers() {
 }
 
 struct Held {
-  const size_t number = TheNumbers().Take();
-  ~Held() { TheNumbers().GiveBack(number); }
+  Held() { internal::thread_number = TheNumbers().Take(); }
+  ~Held() { TheNumbers().GiveBack(std::exchange(internal::thread_number, internal::kEndingThread)); }
 };
 
 }  // namespace
 
-size_t ThreadNumber() {
+namespace internal {
+
+constinit thread_local size_t thread_number = kNoThreadNumber;
+
+size_t TakeThreadNumber() {
   thread_local const Held held;
-  return held.number;
+  return thread_number;
 }
+
+}  // namespace internal
 
 }  // namespace nsa::metadata::server

@@ -59,7 +59,8 @@ TimePoint UnaryCall::Deadline() const {
 
 void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) {
   journey_ = journey;
-  answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+  const TimePoint answered = journey ? journey->framed : Clock::now();
+  answered_.store(answered.time_since_epoch().count(), std::memory_order_relaxed);
   code_ = grpc::StatusCode::OK;
   writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
 }
@@ -119,8 +120,12 @@ void ComputeCall::Handle() {
     context_.metrics.Expired(Stage::kAdmit);
     refusal = DeadlinePassed();
   }
-  if (!refusal) refusal = Admit(context_, &task);
-  if (refusal) task->Refuse(*refusal);
+  if (!refusal) {
+    const std::optional<NoRoom> why = Admit(context_, &task);
+    if (!why) return;
+    refusal = RefusalFor(*why, context_, *task);
+  }
+  task->Refuse(*refusal);
 }
 
 namespace {

@@ -24,6 +24,8 @@ class WorkEstimate {
     bool any = false;
     double mean_ns = 0;
     double deviation_ns = 0;
+
+    double Estimate() const { return mean_ns + 4 * deviation_ns; }
   };
   static size_t SizeOf(int64_t tokens);
 

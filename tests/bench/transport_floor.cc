@@ -261,7 +261,7 @@ int Serve() {
 int main(int argc, char** argv) {
   absl::SetProgramUsageMessage("An echo on the service's transport, to measure the service against.");
   absl::ParseCommandLine(argc, argv);
-  // As the server does, see server/main.cc.
+  // As the server does, see server/run.cc.
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
   return nsa::metadata::bench::Serve();
 }

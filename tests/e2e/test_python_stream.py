@@ -1,8 +1,11 @@
 """The Python client's streams, against the server as it is shipped."""
 
 import asyncio
+import itertools
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import numpy as np
 import pytest
 
@@ -130,6 +133,45 @@ def test_items_outlive_the_server_they_were_sent_to():
             for future in futures:
                 assert_right(future.result(20), *LENGTHS, top_k=8)
             stream.close()
+
+
+@pytest.fixture
+def shutting_down(server):
+    """A server whose first streams end CANCELLED once an item came, as those may that reach one in its shutdown; what comes after goes to ours."""
+    streams = []
+
+    def expand_stream(messages, context):
+        streams.append(next(messages))
+        if len(streams) < 3:
+            context.abort(grpc.StatusCode.CANCELLED, "shut down")
+        with grpc.insecure_channel(server.address) as channel:
+            yield from channel.stream_stream("/nsa.metadata.v1.MetadataService/ExpandStream")(itertools.chain(streams[-1:], messages))
+
+    handlers = {"ExpandStream": grpc.stream_stream_rpc_method_handler(expand_stream)}
+    running = grpc.server(ThreadPoolExecutor(4))
+    running.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("nsa.metadata.v1.MetadataService", handlers)])
+    port = running.add_insecure_port("127.0.0.1:0")
+    running.start()
+    yield f"127.0.0.1:{port}"
+    running.stop(None)
+
+
+def test_items_outlive_a_stream_that_a_shutdown_cancelled(shutting_down):
+    with Client(shutting_down) as on, on.open_stream() as stream:
+        assert_right(stream.send(*LENGTHS, nsa_index_topk=8, mode="causal").result(20), *LENGTHS, top_k=8)
+
+
+def test_a_cancelled_item_is_not_sent_again():
+    with Server("--batch_delay=20s") as first, Client(first.address) as on:
+        stream = on.open_stream()
+        future = stream.send(*LENGTHS, nsa_index_topk=8, mode="causal", request_id=7)
+        eventually(lambda: first.metrics().total("nsa_metadata_queue_requests") == 1, "it waits")
+        stream.cancel(7)
+        first.kill()
+        with pytest.raises(Error) as told:
+            future.result(20)
+        assert told.value.code is grpc.StatusCode.CANCELLED
+        stream.close()
 
 
 def test_nobody_there_is_unreachable_after_all_attempts():

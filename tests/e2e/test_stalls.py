@@ -44,6 +44,8 @@ def test_a_streams_answer_that_nobody_reads_ends_the_stream(stubs, pb):
         reader.answer(stream)
         eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")
         assert server.metrics().by("grpc_code", "grpc_server_handled_total") == {"Canceled": 1}
+        assert server.metrics().by("stage", "nsa_metadata_cancelled_total") == {"send": 1}
+        assert server.metrics().total("nsa_metadata_item_seconds_count") == 1
 
 
 def open_wide(peer, pb):

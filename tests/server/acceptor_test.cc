@@ -300,6 +300,50 @@ TEST_F(UndeliveredTest, LeavesPingsAndWhatReadersSay) {
   EXPECT_EQ(undelivered(), 0u) << "WINDOW_UPDATEs for 256 KiB";
 }
 
+// gRPC reads in the thread that hands over, for as long as more comes.
+TEST_F(AcceptorTest, EndsAConnectionThatHoldsItUpThoughItAcceptsNoMore) {
+  absl::StatusOr<Listener> listener = Listener::Open(*ParseAddress("127.0.0.1:0"));
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  std::vector<Listener> listeners;
+  listeners.push_back(*std::move(listener));
+  acceptor_ = std::make_unique<Acceptor>(Acceptor::Options{.max_connections = 10,
+                                                           .accepted =
+                                                               [this](int fd, int) {
+                                                                 const Descriptor owner(fd);
+                                                                 {
+                                                                   MutexLock lock(&mutex_);
+                                                                   accepted_.emplace_back();
+                                                                   changed_.SignalAll();
+                                                                 }
+                                                                 std::string data(64 << 10, 'x');
+                                                                 for (;;) {
+                                                                   const ssize_t some =
+                                                                       recv(fd, data.data(), data.size(), 0);
+                                                                   if (some == 0 || (some < 0 && errno != EAGAIN))
+                                                                     return;
+                                                                 }
+                                                               },
+                                                           .refused = [] {},
+                                                           .delivered = delivered_,
+                                                           .max_undelivered_bytes = 1 << 20},
+                                         std::move(listeners));
+  acceptor_->Start();
+  const Descriptor client = Connect(address());
+  AwaitAccepted(1);
+  acceptor_->EndAccepting();
+  Descriptor late(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in where = {};
+  where.sin_family = AF_INET;
+  where.sin_port = htons(address().port);
+  where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  EXPECT_NE(connect(late.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << "somebody still listens";
+  const std::string data(64 << 10, 'x');
+  while (send(client.get(), data.data(), data.size(), MSG_NOSIGNAL) > 0) {
+  }
+  EXPECT_TRUE(errno == ECONNRESET || errno == EPIPE) << strerror(errno);
+  acceptor_->Stop();
+}
+
 TEST_F(AcceptorTest, ReplacesAStaleSocketFileAndRemovesItsOwn) {
   const std::string path = ::testing::TempDir() + "acceptor_test.sock";
   Start("unix:" + path, 10);

@@ -172,6 +172,13 @@ TEST(WorkEstimateTest, AllowsForHowMuchTheWorkVaries) {
   EXPECT_GT(work.For(1000), milliseconds(3)) << "half of the batches would be late";
 }
 
+TEST(WorkEstimateTest, TakesOneStallForNoWork) {
+  WorkEstimate work;
+  for (int i = 0; i < 100; ++i) work.Add(1000, std::chrono::microseconds(10 + i % 2));
+  work.Add(1000, milliseconds(5));
+  EXPECT_LT(work.For(1000), std::chrono::microseconds(100));
+}
+
 TEST(WorkEstimateTest, GrowsWithTheTokensFromASmallerSizeAndNotFromALargerOne) {
   WorkEstimate work;
   for (int i = 0; i < 200; ++i) work.Add(1000, milliseconds(1));

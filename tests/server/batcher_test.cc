@@ -68,12 +68,12 @@ class BatcherTest : public ::testing::Test {
     for (int i = 0; i < lanes; ++i) made.push_back(std::make_unique<PuppetLane>(strings_));
     batcher_ = std::make_unique<Batcher>(options, backend, std::move(made), *pool_, metrics_);
   }
-  std::optional<Refusal> Submit(RecordingResponder& responder, TimePoint deadline = TimePoint::max()) {
+  std::optional<NoRoom> Submit(RecordingResponder& responder, TimePoint deadline = TimePoint::max()) {
     std::unique_ptr<Task> task = MakeTask(responder, *pool_);
     task->deadline = deadline;
-    std::optional<Refusal> refusal = batcher_->Submit(&task);
-    if (refusal) task->Refuse(*refusal);
-    return refusal;
+    const std::optional<NoRoom> why = batcher_->Submit(&task);
+    if (why) task->Refuse(Cancelled());
+    return why;
   }
 
   Metrics metrics_;
@@ -219,12 +219,7 @@ TEST_F(BatcherTest, RefusesWhatTheQueueHasNoRoomForAndLeavesItToTheCaller) {
   std::thread first([&] { Submit(responders[0]); });
   strings_.AwaitStarted(1);
   EXPECT_FALSE(Submit(responders[1]));
-  const std::optional<Refusal> refusal = Submit(responders[2]);
-  ASSERT_TRUE(refusal.has_value());
-  EXPECT_EQ(refusal->code, grpc::StatusCode::UNAVAILABLE);
-  EXPECT_EQ(refusal->reason, v1::REFUSAL_REASON_QUEUE_FULL);
-  EXPECT_EQ(refusal->limit, 1);
-  EXPECT_GT(refusal->retry_after.count(), 0);
+  EXPECT_EQ(Submit(responders[2]), NoRoom::kQueue);
   strings_.Allow(2);
   first.join();
   responders[1].AwaitAnswer();
@@ -291,18 +286,12 @@ TEST_F(BatcherTest, HoldsACallersRequestsToItsShareOnceTheQueueIsHalfFull) {
   const auto submit = [&](RecordingResponder& responder, Account account) {
     std::unique_ptr<Task> task = MakeTask(responder, *pool_);
     task->account = account;
-    std::optional<Refusal> refusal = batcher_->Submit(&task);
-    if (refusal) task->Refuse(*refusal);
-    return refusal;
+    const std::optional<NoRoom> why = batcher_->Submit(&task);
+    if (why) task->Refuse(Cancelled());
+    return why;
   };
   for (int i = 1; i <= 5; ++i) EXPECT_FALSE(submit(responders[i], 7)) << "not half full yet";
-  const std::optional<Refusal> refusal = submit(responders[6], 7);
-  ASSERT_TRUE(refusal.has_value());
-  EXPECT_EQ(refusal->reason, v1::REFUSAL_REASON_CALLER_SHARE);
-  EXPECT_EQ(refusal->code, grpc::StatusCode::UNAVAILABLE);
-  EXPECT_EQ(refusal->value, 5);
-  EXPECT_EQ(refusal->limit, 2);
-  EXPECT_GT(refusal->retry_after.count(), 0);
+  EXPECT_EQ(submit(responders[6], 7), NoRoom::kQueueShare);
   EXPECT_FALSE(submit(responders[7], 8)) << "another caller's";
   EXPECT_FALSE(submit(responders[8], kNoAccount)) << "nobody's";
   strings_.Allow(2);

@@ -29,6 +29,20 @@ TEST(ShardedMetricsTest, AddsUpWhatManyThreadsCount) {
   EXPECT_EQ(MetricOf(metrics.Collect(), 0).counter.value, kThreads * kCalls);
 }
 
+TEST(ShardedMetricsTest, TheBucketIsTheNumberOfBoundsThatAValuePasses) {
+  for (const uint64_t first_bound : {1ull, 3ull, 500ull, 12'500ull, 65'536ull}) {
+    for (const uint64_t multiple : {0ull, 1ull, 2ull, 3ull, 4ull, 7ull, 8ull, 9ull, 1'000'000ull, 1ull << 40}) {
+      for (const int64_t beside : {-1, 0, 1}) {
+        const uint64_t value = first_bound * multiple + static_cast<uint64_t>(beside);
+        if (multiple == 0 && beside < 0) continue;
+        size_t passed = 0;
+        while (static_cast<__uint128_t>(first_bound) << passed < value) ++passed;
+        EXPECT_EQ(ShardedMetrics::BucketOf(value, first_bound), passed) << value << " with bounds from " << first_bound;
+      }
+    }
+  }
+}
+
 TEST(ShardedMetricsTest, ABoundBelongsToItsBucket) {
   ShardedMetrics metrics;
   const ShardedMetrics::Histogram histogram = metrics.AddHistogram("seconds", "Time.", {}, 500, 3, 1e-9);

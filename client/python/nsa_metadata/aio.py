@@ -52,7 +52,7 @@ class AsyncClient:
         self._max_attempts = max_attempts
         self._target, self._options, self._credentials = target, options, credentials
         self._streams: grpc.Channel | None = None
-        self._closed = False
+        self._closed = threading.Event()
         # Bytes both ways.
         self._expand: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
 
@@ -88,7 +88,7 @@ class AsyncClient:
 
         ValueError after close(). Close it before the client.
         """
-        if self._closed:
+        if self._closed.is_set():
             raise ValueError("the client is closed")
         if self._streams is None:
             self._streams = (
@@ -96,11 +96,11 @@ class AsyncClient:
                 if self._credentials is None
                 else grpc.secure_channel(self._target, self._credentials, self._options)
             )
-        return AsyncExpandStream(ExpandStream(self._streams, self._timeout, self._max_attempts))
+        return AsyncExpandStream(ExpandStream(self._streams, self._timeout, self._max_attempts, self._closed))
 
     async def close(self) -> None:
         """Closes the connections; calls in flight are cancelled. Again: does nothing."""
-        self._closed = True
+        self._closed.set()
         await self._channel.close()
         if self._streams is not None:
             await _on_a_thread(self._streams.close)

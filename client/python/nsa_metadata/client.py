@@ -69,6 +69,7 @@ class Client:
         # Bytes both ways.
         self._expand: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary(EXPAND)
         self._max_attempts = max_attempts
+        self._closed = threading.Event()
 
     def expand(
         self,
@@ -155,13 +156,14 @@ class Client:
 
     def open_stream(self) -> ExpandStream:
         """A stream of many requests, which has no limit of 4 MiB an answer. Does not block; close it before the client."""
-        return ExpandStream(self._channel, self._timeout, self._max_attempts)
+        return ExpandStream(self._channel, self._timeout, self._max_attempts, self._closed)
 
     def close(self) -> None:
         """Closes the connections; calls in flight end with Error, code CANCELLED. Again: does nothing.
 
         A peer that takes nothing may hold it up until its connection is given up (keepalive_timeout).
         """
+        self._closed.set()
         self._channel.close()
 
     def __enter__(self) -> "Client":

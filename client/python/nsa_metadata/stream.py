@@ -65,13 +65,16 @@ class ExpandStream:
 
     Answers come as the server finishes them, in any order. There is no limit of 4 MiB an answer: larger ones come in
     chunks, which are put together in one copy. Where the server is full an item waits, it is not refused. A call that
-    ends UNAVAILABLE, as when its server drains, has its items without an answer sent again over a new one, up to the
+    ends UNAVAILABLE, or CANCELLED by nobody, as when its server drains, has its items without an answer sent again over a new one, up to the
     client's max_attempts times in all and while their timeouts last.
     """
 
-    def __init__(self, channel: grpc.Channel, timeout: float | None, max_attempts: int) -> None:
-        """timeout, max_attempts: an item's."""
+    def __init__(
+        self, channel: grpc.Channel, timeout: float | None, max_attempts: int, client_closed: threading.Event
+    ) -> None:
+        """timeout, max_attempts: an item's. client_closed: set before the channel is closed."""
         self._channel, self._timeout, self._max_attempts = channel, timeout, max_attempts
+        self._client_closed = client_closed
         self._start: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(EXPAND_STREAM)
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -281,7 +284,6 @@ class ExpandStream:
                 self._outbox = deque(self._items.values())
                 for item in self._items.values():
                     item.attempts += 1
-                    item.cancel_sent = False
                     item.chunks.clear()
                 self._calls += 1
                 self._call_ended = False
@@ -381,14 +383,20 @@ class ExpandStream:
     def _ended(self, failure: Error) -> list[tuple[_Item, Error]]:
         """Takes out the items that are not to be sent again; self._lock is held."""
         now = time.monotonic()
-        again = failure.code is grpc.StatusCode.UNAVAILABLE and not self._cut
+        # A server that is shut down while a call is on its way to it may say CANCELLED, though nobody did.
+        worth_it = failure.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        again = worth_it and not self._cut and not self._client_closed.is_set()
         ended = []
         for request_id, item in list(self._items.items()):
             late = item.expired or (item.deadline is not None and item.deadline <= now)
-            if again and not late and item.attempts < self._max_attempts:
+            if again and not late and not item.cancel_sent and item.attempts < self._max_attempts:
                 continue
             del self._items[request_id]
-            if not item.expired:
+            if item.expired:
+                continue
+            if again and item.cancel_sent:
+                ended.append((item, Error(grpc.StatusCode.CANCELLED, "cancelled")))
+            else:
                 ended.append((item, no_answer() if self._cut or (again and late) else failure))
         return ended
 
