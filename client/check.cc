@@ -290,10 +290,15 @@ absl::Status Restrict(const std::vector<Given>& arrays, const std::optional<std:
       absl::StrCat("the dump's lengths are none of preset ", *preset, ", but of ", absl::StrJoin(fitting, ", ")));
 }
 
+// All of an output's, under whatever name: one may be right, and another wrong.
 absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
   std::vector<Given> arrays;
   for (const OutputField& field : AllOutputs()) {
-    if (const auto* found = Find(dump, NamesOf(field.output))) arrays.push_back({found->first, &field, &found->second});
+    for (const char* name : NamesOf(field.output)) {
+      if (const auto found = dump.find(name); found != dump.end()) {
+        arrays.push_back({found->first, &field, &found->second});
+      }
+    }
   }
   if (!arrays.empty()) return arrays;
   std::vector<std::string> names;
@@ -301,7 +306,39 @@ absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
   return absl::InvalidArgumentError(absl::StrCat("there is no array to check, as ", absl::StrJoin(names, ", ")));
 }
 
+std::vector<std::string> NotLookedAt(const Dump& dump, const std::vector<Given>& arrays) {
+  std::set<std::string> looked_at;
+  for (const Given& given : arrays) looked_at.insert(given.name);
+  // Without lengths their sums take their place.
+  const Names& q = Find(dump, kExtendSeqLens) != nullptr ? kExtendSeqLens : kSums;
+  for (const Names* names : {&q, &kSeqLens, &kTopK, &kDraftTokens, &kMaxDraftTokens}) {
+    if (const auto* found = Find(dump, *names)) looked_at.insert(found->first);
+  }
+  std::vector<std::string> rest;
+  for (const auto& [name, values] : dump) {
+    if (!looked_at.contains(name)) rest.push_back(name);
+  }
+  return rest;
+}
+
 }  // namespace
+
+const std::vector<std::string>& PresetNames() {
+  static const auto& names = *new std::vector<std::string>{
+      "sglang-decode",      "sglang-extend", "sglang-draft-extend",          "sglang-target-verify",
+      "vllm-ragged-decode", kFlashInfer,     "tensorrt-llm-kv-lens-expanded"};
+  return names;
+}
+
+std::vector<std::string> KnownNames() {
+  std::vector<std::string> lines;
+  for (const Names* names : {&kExtendSeqLens, &kSeqLens, &kTopK, &kDraftTokens, &kMaxDraftTokens}) {
+    lines.push_back(absl::StrJoin(*names, ", "));
+  }
+  lines.front() += absl::StrCat("; or running sums: ", absl::StrJoin(kSums, ", "));
+  for (const OutputField& field : AllOutputs()) lines.push_back(absl::StrJoin(NamesOf(field.output), ", "));
+  return lines;
+}
 
 absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options) {
   absl::StatusOr<std::vector<Candidate>> candidates = CandidatesOf(dump, options);
@@ -362,6 +399,7 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   result.mode = nearest->lengths.mode;
   result.num_sequences = static_cast<int64_t>(nearest->lengths.seq_lens.size());
   result.total_tokens = nearest->response.total_tokens();
+  result.not_looked_at = NotLookedAt(dump, *arrays);
   for (const Given& given : *arrays) {
     const Array want = nearest->Want(*given.field);
     ArrayFinding& finding = result.arrays.emplace_back();

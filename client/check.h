@@ -21,6 +21,13 @@ struct CheckOptions {
   std::optional<std::string> preset = std::nullopt;
 };
 
+// The names that `preset` may be.
+const std::vector<std::string>& PresetNames();
+
+// The names that a dump's lengths, numbers and arrays may have, a line for each of ours, which is the first of its
+// line.
+std::vector<std::string> KnownNames();
+
 // Of one of the dump's arrays.
 struct ArrayFinding {
   std::string name;  // in the dump
@@ -40,6 +47,8 @@ struct CheckResult {
   int64_t num_sequences = 0;
   int64_t total_tokens = 0;
   std::vector<ArrayFinding> arrays;
+  // The names in the dump of what was neither compared nor compared with.
+  std::vector<std::string> not_looked_at;
 };
 
 // Compares the arrays of `dump`, which may have their engines' names, with what each preset makes of its lengths.

@@ -38,6 +38,7 @@ std::string ToJson(const CheckResult& result) {
       .Add("nearest", result.nearest)
       .Add("mode", v1::SequenceMode_Name(result.mode))
       .AddJson("arrays", absl::StrCat("[", absl::StrJoin(arrays, ","), "]"))
+      .Add("not_looked_at", absl::StrJoin(result.not_looked_at, ", "))
       .str();
 }
 
@@ -51,8 +52,11 @@ void Print(const CheckResult& result) {
     std::printf("%-18s %s\n", "matches", absl::StrJoin(result.matches, ", ").c_str());
   }
   for (const ArrayFinding& array : result.arrays) {
-    std::printf("%-18s %s\n", array.output.c_str(), array.difference.empty() ? "right" : array.difference.c_str());
+    std::printf("%-18s %s\n", array.name.c_str(), array.difference.empty() ? "right" : array.difference.c_str());
     if (!array.looks_like.empty()) std::printf("%-18s looks like %s\n", "", array.looks_like.c_str());
+  }
+  if (!result.not_looked_at.empty()) {
+    std::printf("%-18s %s\n", "not looked at", absl::StrJoin(result.not_looked_at, ", ").c_str());
   }
 }
 
@@ -88,9 +92,10 @@ void AddCheckCommand(CLI::App& program, int& exit_code) {
       ->required();
   command.add_option("--nsa_index_topk", flags->nsa_index_topk, "Where the dump has none");
   command.add_option("--num_draft_tokens", flags->num_draft_tokens, "Where the dump has none");
-  command.add_option("--preset", flags->preset,
-                     "The one that it is to be, as sglang-extend; without, any that the arrays' names allow");
+  command.add_option("--preset", flags->preset, "The one that it is to be; without, any that the arrays' names allow")
+      ->check(CLI::IsMember(PresetNames()));
   command.add_flag("--json", flags->json, "Print one JSON object");
+  command.footer(absl::StrCat("Names that are known:\n  ", absl::StrJoin(KnownNames(), "\n  ")));
   command.callback([flags, &command, &exit_code] {
     exit_code = RunCheck(*flags, command.count("--nsa_index_topk") > 0, command.count("--num_draft_tokens") > 0);
   });

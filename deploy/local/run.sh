@@ -56,7 +56,7 @@ grpc=$(address grpc)
 metrics=$(address metrics)
 
 expand=("$bin/client/nsa-metadata" expand "--target=$grpc" --extend_seq_lens=3,2 --seq_lens=10,4 --nsa_index_topk=2048 --mode=causal)
-printf '\n$ nsa-metadata %s\n' "${expand[*]:1}"
+printf '\n$ %s\n' "${expand[*]}"
 "${expand[@]}"
 printf '\n$ curl http://%s/metrics    (the latencies of that call)\n' "$metrics"
 # The call is counted when gRPC has sent its answer, a moment after the client has it.

@@ -100,6 +100,31 @@ def test_check_knows_engines_names_for_arrays(tmp_path):
     assert code == 0, said
 
 
+def test_check_looks_at_every_array_of_an_output_and_names_what_it_does_not_know(tmp_path):
+    right, wrong = ranges(LENGTHS, SEQ_LENS), ranges(LENGTHS, SEQ_LENS) + 1
+    lengths = {"extend_seq_lens": LENGTHS, "seq_lens": SEQ_LENS, "seq_lens_cpu": SEQ_LENS}
+    np.savez(tmp_path / "dump.npz", **lengths, seqlens_expanded=right, nsa_seqlens_expanded=wrong, page_table=[1, 2])
+    code, said = check(tmp_path / "dump.npz")
+    assert code == 1 and re.search("^seqlens_expanded +right$", said, re.MULTILINE), said
+    assert re.search(r"^nsa_seqlens_expanded +nsa_seqlens_expanded\[0\]", said, re.MULTILINE), said
+    assert re.search("^not looked at +page_table, seq_lens_cpu$", said, re.MULTILINE), said
+    assert json.loads(check(tmp_path / "dump.npz", "--json")[1])["not_looked_at"] == "page_table, seq_lens_cpu"
+
+
+def test_check_takes_presets_that_there_are(tmp_path):
+    code, said = check(tmp_path, "--preset=sglang-decod")
+    assert code == 2 and "sglang-decod" in said and "sglang-decode" in said, said
+
+
+def test_the_documents_names_are_those_that_it_knows():
+    text = (REPOSITORY / "client" / "PRESETS.md").read_text()
+    documented = set(re.findall(r"`(\w+)`", text[text.index("| ours | other names"):]))
+    said = run(CLIENT, "check", "--help").stdout
+    known = set(re.findall(r"\w+", said[said.index("Names that are known:"):].split(":", 1)[1].replace("or running sums", "")))
+    assert documented == known
+    assert all(f"`{name}`" in text for name in re.search(r"\{([^}]*)\}", said)[1].split(","))
+
+
 def spoilt(values, change):
     changed = values.copy()
     change(changed)

@@ -8,6 +8,7 @@ import zipfile
 
 import pytest
 
+from certificates import Authority
 from programs import REPOSITORY, Server
 
 PACKAGE = REPOSITORY / "client" / "python"
@@ -59,10 +60,12 @@ def blocks(readme, language=r"python"):
     return re.findall(rf"```{language}\n(.*?)```", (REPOSITORY / readme).read_text(), re.DOTALL)
 
 
-QUICK_STARTS = [block for block in blocks("client/README.md") if "nsa_metadata import" in block]
+ALL_QUICK_STARTS = [block for block in blocks("client/README.md") if "nsa_metadata import" in block]
+WITH_TLS = [block for block in ALL_QUICK_STARTS if "tls_credentials" in block]
+QUICK_STARTS = [block for block in ALL_QUICK_STARTS if block not in WITH_TLS]
 
 
-@pytest.mark.parametrize("code", QUICK_STARTS, ids=["Client", "AsyncClient", "local"])
+@pytest.mark.parametrize("code", QUICK_STARTS, ids=["Client", "AsyncClient", "preset", "local"])
 def test_the_quick_starts_work_with_the_wheel_alone(python, tmp_path, code):
     with Server("--backend=cpu") as server:
         # Away from the checkout, whose package would be found first.
@@ -72,6 +75,24 @@ def test_the_quick_starts_work_with_the_wheel_alone(python, tmp_path, code):
         assert said.splitlines()[1] == "[[2, 2, 2, 2, 2], [4, 4, 4, 3, 4], [8, 8, 8, 3, 4]]"
     if "local" in code:
         assert said.splitlines()[1] == "[ 8  9 10  3  4]"
+
+
+def test_the_quick_start_with_tls_works_and_says_what_fails(python, tmp_path):
+    (code,) = WITH_TLS
+    (tmp_path / "server").mkdir()
+    root = Authority()
+    (tmp_path / "ca.crt").write_bytes(root.certificate)
+    root.issue("spiffe://cluster.test/ns/inference/sa/engine").write(tmp_path, "caller")
+    certificate, key = root.issue("127.0.0.1").write(tmp_path / "server", "tls")
+    tls = [f"--tls_certificate={certificate}", f"--tls_key={key}", f"--tls_client_ca={tmp_path / 'ca.crt'}"]
+
+    def ask(code):
+        return run(python, "-c", code.replace("127.0.0.1:50051", server.address), cwd=tmp_path)
+
+    with Server("--backend=cpu", *tls) as server:
+        assert ask(code) == "[ 8  9 10  3  4]\n"
+        assert ask(code.replace("[10, 4]", "[10]")) == "refused: LENGTHS_DIFFER seq_lens None\n"
+    assert ask(code).startswith("no answer: UNAVAILABLE: ")
 
 
 def test_the_readmes_snippet_works(python, tmp_path):
