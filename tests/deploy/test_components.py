@@ -101,10 +101,10 @@ def test_scrapes_go_to_the_services_metrics_port(production):
 
 
 def test_the_operators_rules_are_the_rules(production, tmp_path):
-    spec = importlib.util.spec_from_file_location("operator_rules", REPOSITORY / "deploy" / "prometheus" / "operator.py")
+    spec = importlib.util.spec_from_file_location("operator_rules", REPOSITORY / "deploy" / "prometheus" / "prometheusrule.py")
     operator = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(operator)
-    assert operator.OBJECT.read_text() == operator.operator_rules(), "run deploy/prometheus/operator.py"
+    assert operator.OBJECT.read_text() == operator.operator_rules(), "run deploy/prometheus/prometheusrule.py"
     assert production.one("PrometheusRule")["spec"] == yaml.safe_load(operator.RULES.read_text())
 
 
@@ -226,6 +226,29 @@ def test_the_proxies_reach_the_servers_and_their_health(edge):
     assert [port["port"] for port in rule["ports"]] == ["grpc", "health"]
     out = edge.one("NetworkPolicy", "nsa-metadata-edge-proxy")["spec"]["egress"]
     assert [port["port"] for port in out[0]["ports"]] == [named["grpc"], named["health"]]
+
+
+def let_in(manifests):
+    """Each port of the servers, and who reaches it by all policies together."""
+    policies = [thing["spec"] for thing in manifests.all("NetworkPolicy") if thing["spec"]["podSelector"]["matchLabels"].items() <= SERVER.items()]
+    assert policies and all("Ingress" in policy["policyTypes"] for policy in policies)
+    reached = {}
+    for rule in (rule for policy in policies for rule in policy["ingress"]):
+        assert rule.get("from") and rule.get("ports"), "a rule without one of them lets everybody in, or to every port"
+        for port in rule["ports"]:
+            reached.setdefault(port["port"], []).extend(rule["from"])
+    return reached
+
+
+def test_behind_the_proxies_nobody_but_they_reach_the_servers_calls(edge, production):
+    proxies, prometheus = {"podSelector": {"matchLabels": PROXY}}, {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    callers = {"podSelector": {"matchLabels": {"nsa-metadata-server/caller": "true"}}}
+    assert let_in(production) == {"grpc": [callers], "metrics": [prometheus]}
+    assert let_in(edge) == {"grpc": [proxies], "health": [proxies], "metrics": [prometheus]}
+    assert edge.one("NetworkPolicy")["spec"]["egress"] == []
+    # As its README says: by itself the component keeps all others out, and network-policy beside it lets callers in.
+    assert let_in(Manifests.of("overlays/cpu", "edge-proxy")) == {"grpc": [proxies], "health": [proxies]}
+    assert callers in let_in(Manifests.of("overlays/cpu", "edge-proxy", "network-policy"))["grpc"]
 
 
 @pytest.mark.parametrize("components", [["edge-proxy", "tls"], ["tls", "edge-proxy"]], ids="+".join)

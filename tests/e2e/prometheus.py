@@ -11,19 +11,22 @@ from programs import tool
 
 
 class Prometheus:
-    """From `with` on. targets: "host:port" of metrics pages, scraped as `job`. rules: the text of a rule file."""
+    """From `with` on. targets: "host:port" of metrics pages, scraped as `job`. own_job: as which it scrapes itself, if at all.
+    rules: the text of a rule file."""
 
-    def __init__(self, targets, folder, *, job="nsa-metadata", rules=None):
+    def __init__(self, targets, folder, *, job="nsa-metadata", own_job=None, rules=None):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
         config = {"global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
                   "scrape_configs": [{"job_name": job, "static_configs": [{"targets": targets}]}]}
+        if own_job is not None:
+            config["scrape_configs"].append({"job_name": own_job, "static_configs": [{"targets": [self._address]}]})
         if rules is not None:
             (folder / "rules.yml").write_text(rules)
             config["rule_files"] = ["rules.yml"]
         path = folder / "prometheus.yml"
         path.write_text(json.dumps(config))
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self._address = f"127.0.0.1:{probe.getsockname()[1]}"
         self._log_path = folder / "prometheus.log"
         self._command = [tool("prometheus"), f"--config.file={path}", f"--storage.tsdb.path={folder / 'data'}",
                          f"--web.listen-address={self._address}"]
@@ -59,6 +62,10 @@ class Prometheus:
         """The instant vector's values; nothing while Prometheus is starting."""
         data = self._get("query", query=expression)
         return [float(series["value"][1]) for series in data["result"]] if data else []
+
+    def label_values(self, label, selector):
+        """The values that `label` has in what `selector` selects, as Grafana's label_values; none while Prometheus is starting."""
+        return self._get(f"label/{label}/values", **{"match[]": selector}) or []
 
     def firing(self):
         """The alerts that fire: {name: labels of one of them}."""
