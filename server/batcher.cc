@@ -106,7 +106,7 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     Run(*lane, batch, now);
     mutex_.Lock();
     small_batches_ -= small;
-    if (tokens > 0) queue_.NoteWork(tokens, Clock::now() - now);
+    if (tokens > 0) queue_.NoteWork(tokens, batch.framed - now);
     if (queue_.size() == 0 || ++batches == limit) break;
     if (limit != 0 && IsLong()) break;
     if (!MayStart()) break;  // those that are under way take the rest
@@ -191,6 +191,7 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   const TimePoint sent = Clock::now();
   const kernels::Kernel kernel = Compute(lane, batch);
   const TimePoint done = Clock::now();
+  batch.framed = done;
   Reached(Step::kKernelDone);
   Journey journey;
   journey.pack_ns = Nanoseconds(launched, sent);
@@ -207,7 +208,7 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
                       .device_ns = journey.device_ns});
   for (const auto& task : batch.tasks) {
     if (task->permit) {
-      Answer(*task, journey, done);
+      batch.framed = Answer(*task, journey, done);
     } else {
       task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL,
                          "the device failed, and no room for the output was left in one piece", 0, 0,
@@ -238,7 +239,7 @@ v1::Timing Batcher::TimingOf(const Journey& journey, TimePoint done) const {
   return timing;
 }
 
-void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
+TimePoint Batcher::Answer(Task& task, Journey journey, TimePoint done) {
   const Expansion& e = task.expansion;
   AddOwn(task, journey);
   std::optional<v1::Timing> timing;
@@ -253,6 +254,7 @@ void Batcher::Answer(Task& task, Journey journey, TimePoint done) {
   metrics_.TaskDone(journey);
   Reached(Step::kReplying);
   task.Reply(std::move(reply), journey);
+  return journey.framed;
 }
 
 }  // namespace nsa::metadata::server

@@ -91,8 +91,8 @@ class Batcher {
   // Refuses what waited until now and is not to be computed.
   static void RefuseWaiting(Task& task, Refusal refusal, TimePoint now);
   v1::Timing TimingOf(const Journey& journey, TimePoint done) const;
-  // `journey` has what its batch has in common.
-  void Answer(Task& task, Journey journey, TimePoint done);
+  // `journey` has what its batch has in common. Returns when the answer was complete.
+  TimePoint Answer(Task& task, Journey journey, TimePoint done);
   // Whether what waits may be another batch under way.
   bool MayStart() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Whether there is also a lane for it.

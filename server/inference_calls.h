@@ -6,7 +6,7 @@
 
 namespace nsa::metadata::server {
 
-// Begins to take ModelInfer calls from `queue`, one at a time.
+// Begins to take ModelInfer calls from `queue`.
 void AwaitModelInfer(CallContext& context, CallQueue& queue);
 // Likewise those of each of the other methods.
 void AwaitInferenceQuestions(CallContext& context, CallQueue& queue);

@@ -112,7 +112,8 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
 
   OutputPool(kernels::HostBuffer memory, Options options);
 
-  OutputPermit Take(size_t count, Account account) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // `room`: bytes of the blocks that the output doesn't need.
+  OutputPermit Take(size_t count, Account account, size_t room) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t FindOne() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t FindRun(size_t count) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   static void Mark(Region& region, size_t first, size_t count, bool free);

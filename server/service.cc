@@ -14,9 +14,6 @@
 namespace nsa::metadata::server {
 namespace {
 
-// Expand calls that a queue waits for at once: a burst finds a taker without a turn of the queue's thread each.
-constexpr int kExpandCallsWaiting = 32;
-
 // Timeouts are kept to a quarter, or to a second.
 Clock::duration LookPeriod(const Options& options) {
   const absl::Duration shortest = std::min(options.write_stall_timeout, options.stream_idle_timeout);
@@ -74,11 +71,11 @@ void Service::Register(grpc::ServerBuilder& builder) {
 }
 
 void Service::Start() {
+  AwaitGetServerInfo(context_, *queues_.front());
+  AwaitInferenceQuestions(context_, *queues_.front());
   for (const auto& queue : queues_) {
-    for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitExpand(context_, *queue);
-    AwaitGetServerInfo(context_, *queue);
-    for (int i = 0; i < kExpandCallsWaiting; ++i) AwaitModelInfer(context_, *queue);
-    AwaitInferenceQuestions(context_, *queue);
+    AwaitExpand(context_, *queue);
+    AwaitModelInfer(context_, *queue);
     StreamCall::Await(context_, *queue);
     OtherCall::Await(context_, *queue);
     context_.health.AwaitCalls(*queue->get());

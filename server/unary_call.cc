@@ -38,6 +38,7 @@ void UnaryCall::OnArrived(bool ok) {
   const int64_t metadata_bytes = MetadataBytes(server_context_);
   context_.delivered.Add(caller_.slot, request_.Length() + static_cast<size_t>(metadata_bytes));
   MakeSuccessor();
+  if (IsFrequent() && queue_.WantsMoreTakers(method_)) MakeSuccessor();
   if (const std::optional<Refusal> refusal = CheckCall(server_context_, method_, metadata_bytes, context_)) {
     SendRefusal(*refusal);
   } else {

@@ -28,6 +28,8 @@ class UnaryCall : public CallQueue::Call {
   virtual void Request(void* tag) = 0;
   // Makes the object that takes the next call of the method.
   virtual void MakeSuccessor() = 0;
+  // Whether many calls of the method may come at once.
+  virtual bool IsFrequent() const { return false; }
   // Answers the call that has arrived, now or later, with exactly one of Send and SendRefusal.
   virtual void Handle() = 0;
 
@@ -80,6 +82,7 @@ class ComputeCall : public UnaryCall, public Responder {
   bool cancelled() const override { return caller_gone(); }
   void Reply(Messages reply, const Journey& journey) override { Send(std::move(reply.front()), journey); }
   void Refuse(const Refusal& refusal) override { SendRefusal(refusal); }
+  bool IsFrequent() const override { return true; }
 
  protected:
   using UnaryCall::UnaryCall;
@@ -91,7 +94,7 @@ class ComputeCall : public UnaryCall, public Responder {
   void Handle() override;
 };
 
-// Begins to take Expand calls from `queue`, one at a time.
+// Begins to take Expand calls from `queue`.
 void AwaitExpand(CallContext& context, CallQueue& queue);
 // Likewise GetServerInfo.
 void AwaitGetServerInfo(CallContext& context, CallQueue& queue);
