@@ -207,7 +207,7 @@ FAULTS = [
           gtest("server_test", "AcceptorTest.EndsAConnectionThatHoldsItUpThoughItAcceptsNoMore"), r"somebody still listens"),
     Fault("R12", "ends-nobody-while-it-drains", "server/acceptor.cc",
           "  eventfd_write(end_accepting_.get(), 1);\n", "  eventfd_write(end_accepting_.get(), 1);\n  eventfd_write(end_looking_.get(), 1);\n",
-          gtest("server_test", "AcceptorTest.EndsAConnectionThatHoldsItUpThoughItAcceptsNoMore"), r""),
+          gtest("server_test", "AcceptorTest.EndsAConnectionThatHoldsItUpThoughItAcceptsNoMore"), r"nobody ends it"),
     Fault("R13", "tries-once", "client/retry.h",
           "  int max_attempts = 4;", "  int max_attempts = 1;", row("R13"), r"missed"),
     Fault("R14", "reuses-what-a-device-may-write", BATCHER,

@@ -336,9 +336,11 @@ TEST_F(AcceptorTest, EndsAConnectionThatHoldsItUpThoughItAcceptsNoMore) {
   where.sin_family = AF_INET;
   where.sin_port = htons(address().port);
   where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  EXPECT_NE(connect(late.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << "somebody still listens";
+  ASSERT_NE(connect(late.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << "somebody still listens";
   const std::string data(64 << 10, 'x');
+  const TimePoint long_after = Clock::now() + std::chrono::seconds(20);
   while (send(client.get(), data.data(), data.size(), MSG_NOSIGNAL) > 0) {
+    ASSERT_LT(Clock::now(), long_after) << "nobody ends it";
   }
   EXPECT_TRUE(errno == ECONNRESET || errno == EPIPE) << strerror(errno);
   acceptor_->Stop();
