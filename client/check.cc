@@ -309,11 +309,22 @@ absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
 std::vector<std::string> NotLookedAt(const Dump& dump, const std::vector<Given>& arrays) {
   std::set<std::string> looked_at;
   for (const Given& given : arrays) looked_at.insert(given.name);
-  // Without lengths their sums take their place.
-  const Names& q = Find(dump, kExtendSeqLens) != nullptr ? kExtendSeqLens : kSums;
-  for (const Names* names : {&q, &kSeqLens, &kTopK, &kDraftTokens, &kMaxDraftTokens}) {
-    if (const auto* found = Find(dump, *names)) looked_at.insert(found->first);
-  }
+  const auto look = [&](const Names& names, const std::function<bool(const Array&)>& is_used) {
+    const auto* found = Find(dump, names);
+    const bool used = found != nullptr && is_used(found->second);
+    if (used) looked_at.insert(found->first);
+    return used;
+  };
+  const auto any = [](const Array&) { return true; };
+  const auto is_number = [](const Array& values) { return values.size() == 1; };
+  look(kSeqLens, any);
+  const size_t num_sequences = Find(dump, kSeqLens)->second.size();
+  // Without lengths their sums take their place, and without both the most drafts.
+  const bool has_lengths =
+      look(kExtendSeqLens, any) || look(kSums, [&](const Array& sums) { return sums.size() == num_sequences + 1; });
+  look(kTopK, is_number);
+  look(kDraftTokens, is_number);
+  if (!has_lengths) look(kMaxDraftTokens, is_number);
   std::vector<std::string> rest;
   for (const auto& [name, values] : dump) {
     if (!looked_at.contains(name)) rest.push_back(name);
@@ -325,8 +336,8 @@ std::vector<std::string> NotLookedAt(const Dump& dump, const std::vector<Given>&
 
 const std::vector<std::string>& PresetNames() {
   static const auto& names = *new std::vector<std::string>{
-      "sglang-decode",      "sglang-extend", "sglang-draft-extend",          "sglang-target-verify",
-      "vllm-ragged-decode", kFlashInfer,     "tensorrt-llm-kv-lens-expanded"};
+      "sglang-decode",      "sglang-extend", "sglang-draft-extend",           "sglang-target-verify",
+      "vllm-ragged-decode", kFlashInfer,     "tensorrt-llm-kv-lens-expanded", "repeat"};
   return names;
 }
 

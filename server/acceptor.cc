@@ -143,6 +143,9 @@ void Listener::EndListening() {
   if (!fd_ || !std::exchange(listening_, false)) return;
   if (address_.is_unix) unlink(address_.host.c_str());
   shutdown(fd_.get(), SHUT_RD);
+  // Of a Unix socket those that wait are kept.
+  while (Descriptor(accept4(fd_.get(), nullptr, nullptr, SOCK_CLOEXEC))) {
+  }
 }
 
 Acceptor::Acceptor(Options options, std::vector<Listener> listeners)
@@ -159,6 +162,7 @@ void Acceptor::Start() {
 }
 
 void Acceptor::EndAccepting() {
+  accepting_ = false;
   eventfd_write(end_accepting_.get(), 1);
   for (Listener& listener : listeners_) listener.EndListening();
 }
@@ -235,6 +239,7 @@ void Acceptor::AcceptFrom(const Listener& listener) {
       }
       continue;  // other errors are the connection's own, which is gone
     }
+    if (!accepting_) return;
     if (Full()) {
       if (options_.when_full == WhenFull::kRefuse) {
         options_.refused();

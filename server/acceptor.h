@@ -2,6 +2,7 @@
 // stuck one.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -114,6 +115,7 @@ class Acceptor {
   Options options_;
   std::vector<Listener> listeners_;
   ConnectionTable connections_;
+  std::atomic<bool> accepting_{true};
   Descriptor end_accepting_;
   Descriptor end_looking_;
   Descriptor spare_;

@@ -37,7 +37,7 @@ Refusal QueueFull(const CallContext& context) {
 Refusal QueueShareFull(const CallContext& context) {
   const int64_t share = ShareOf(context.options.caller_share, context.options.batch.max_queue_requests);
   return Later(v1::REFUSAL_REASON_CALLER_SHARE,
-               absl::StrCat("the queue is more than half full and holds ", share,
+               absl::StrCat("the queue is more than half full and holds at least ", share,
                             " requests of this caller, its share of max_queue_requests"),
                share, share, kRetryAfter);
 }

@@ -41,7 +41,6 @@ struct Batch {
   int64_t num_sequences = 0;
   int64_t total_tokens = 0;
   BatchClosed closed = BatchClosed::kQueueEmpty;
-  TimePoint framed;  // when the last of its answers was complete
 };
 
 // First in, first out. Not thread-safe.

@@ -103,10 +103,10 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     const size_t small = tokens < options_.small_batch_tokens ? 1 : 0;
     small_batches_ += small;
     mutex_.Unlock();
-    Run(*lane, batch, now);
+    const TimePoint framed = Run(*lane, std::move(batch), now);
     mutex_.Lock();
     small_batches_ -= small;
-    if (tokens > 0) queue_.NoteWork(tokens, batch.framed - now);
+    if (tokens > 0) queue_.NoteWork(tokens, framed - now);
     if (queue_.size() == 0 || ++batches == limit) break;
     if (limit != 0 && IsLong()) break;
     if (!MayStart()) break;  // those that are under way take the rest
@@ -135,7 +135,7 @@ void Batcher::Work() {
   }
 }
 
-void Batcher::Run(kernels::Lane& lane, Batch& batch, TimePoint launched) {
+TimePoint Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
   Reached(Step::kBatchClosed);
   for (const auto& task : batch.expired) {
     metrics_.Expired(Stage::kQueue);
@@ -145,7 +145,7 @@ void Batcher::Run(kernels::Lane& lane, Batch& batch, TimePoint launched) {
     metrics_.Cancelled(Stage::kQueue);
     RefuseWaiting(*task, Cancelled(), launched);
   }
-  if (!batch.tasks.empty()) Launch(lane, batch, launched);
+  return batch.tasks.empty() ? launched : Launch(lane, batch, launched);
 }
 
 void Batcher::Pack(kernels::Lane& lane, const Batch& batch) {
@@ -184,14 +184,13 @@ void Batcher::LoseDevice(const absl::Status& why) {
   if (options_.device_lost) options_.device_lost(why);
 }
 
-void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
+TimePoint Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
   for (const auto& task : batch.tasks) task->times.launched = launched;
   Pack(lane, batch);
   Reached(Step::kUploaded);
   const TimePoint sent = Clock::now();
   const kernels::Kernel kernel = Compute(lane, batch);
   const TimePoint done = Clock::now();
-  batch.framed = done;
   Reached(Step::kKernelDone);
   Journey journey;
   journey.pack_ns = Nanoseconds(launched, sent);
@@ -206,15 +205,17 @@ void Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched) {
                       .kernel = kernel,
                       .pack_ns = journey.pack_ns,
                       .device_ns = journey.device_ns});
+  TimePoint framed = done;
   for (const auto& task : batch.tasks) {
     if (task->permit) {
-      batch.framed = Answer(*task, journey, done);
+      framed = Answer(*task, journey, done);
     } else {
       task->Refuse(Later(v1::REFUSAL_REASON_BUDGET_FULL,
                          "the device failed, and no room for the output was left in one piece", 0, 0,
                          std::chrono::milliseconds(50)));
     }
   }
+  return framed;
 }
 
 void Batcher::RefuseWaiting(Task& task, Refusal refusal, TimePoint now) {
@@ -249,6 +250,7 @@ TimePoint Batcher::Answer(Task& task, Journey journey, TimePoint done) {
                                 .mode = static_cast<v1::SequenceMode>(e.spec.mode),
                                 .timing = timing ? &*timing : nullptr};
   Messages reply = e.layout.Frame(scalars, task.permit, pool_);
+  task.permit = OutputPermit();  // the reply has what it needs of it
   journey.framed = Clock::now();
   journey.frame_ns = Nanoseconds(done, journey.framed);
   metrics_.TaskDone(journey);

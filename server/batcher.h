@@ -77,8 +77,9 @@ class Batcher {
   // first one is ready at `now`.
   void RunOn(kernels::Lane* lane, int limit, TimePoint now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Work();
-  void Run(kernels::Lane& lane, Batch& batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
-  void Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
+  // Returns when the last answer was complete.
+  TimePoint Run(kernels::Lane& lane, Batch batch, TimePoint launched) ABSL_LOCKS_EXCLUDED(mutex_);
+  TimePoint Launch(kernels::Lane& lane, Batch& batch, TimePoint launched);
   static void Pack(kernels::Lane& lane, const Batch& batch);
   // On the lane or, when that fails or one has failed before, on the CPU.
   kernels::Kernel Compute(kernels::Lane& lane, Batch& batch);

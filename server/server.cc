@@ -250,8 +250,8 @@ bool Server::Parts::StopReading() {
 }
 
 void Server::Parts::ShutDownServer() {
-  // From its shutdown on gRPC answers new calls CANCELLED, which no caller tries again, until their connection's peer
-  // has heard of the GOAWAY. So none is to reach it then: a connection that ends before a call was looked at is
+  // From its shutdown on gRPC answers new calls CANCELLED, which callers seldom try again, until their connection's
+  // peer has heard of the GOAWAY. So none is to reach it then: a connection that ends before a call was looked at is
   // UNAVAILABLE to its caller, who goes to another server.
   service->DrainStreams();
   std::atomic<bool> ended{false};

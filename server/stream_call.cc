@@ -150,9 +150,12 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
 }
 
 void StreamCall::AwaitRoom(std::unique_ptr<Task> task) {
+  const Clock::duration left = std::max(task->deadline - Clock::now(), Clock::duration::zero());
+  const auto wait =
+      std::chrono::ceil<std::chrono::system_clock::duration>(std::min<Clock::duration>(retry_after_, left));
   waiting_task_ = std::move(task);
   admitting_ = true;
-  retry_.Set(queue_.get(), std::chrono::system_clock::now() + retry_after_, StartOperation(&retry_tag_));
+  retry_.Set(queue_.get(), std::chrono::system_clock::now() + wait, StartOperation(&retry_tag_));
   retry_after_ = std::min(2 * retry_after_, kRetryMost);
 }
 

@@ -56,7 +56,7 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                     FillWorkspace& workspace, int64_t* total_tokens) {
   if (!AreCounts(metadata) || !IsDeviceKernel(kernel)) return cudaErrorInvalidValue;
-  if (const cudaError_t error = workspace.Prepare(DraftExtendWorkspaceBytes(metadata.num_sequences), stream);
+  if (const cudaError_t error = workspace.Prepare(DraftExtendWorkspaceBytes(metadata.num_sequences));
       error != cudaSuccess) {
     return error;
   }

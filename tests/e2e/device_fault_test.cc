@@ -141,6 +141,8 @@ TEST(DeviceFaultTest, ServesWithTheWholeBudgetAfterwards) {
     const Reply reply = Call(*stub, request);
     ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
     EXPECT_EQ(reply.response.seqlens_expanded_size(), 130'000);
+    // A moment after the client has the answer.
+    while (server.server().output_blocks_in_use() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 }
 
