@@ -56,7 +56,7 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
 cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                     FillWorkspace& workspace, int64_t* total_tokens) {
   if (!AreCounts(metadata) || !IsDeviceKernel(kernel)) return cudaErrorInvalidValue;
-  if (const cudaError_t error = workspace.Prepare(DraftExtendWorkspaceBytes(metadata.num_sequences));
+  if (const cudaError_t error = workspace.Prepare(DraftExtendWorkspaceBytes(metadata.num_sequences), stream);
       error != cudaSuccess) {
     return error;
   }
@@ -65,10 +65,10 @@ cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel 
   launched.workspace = workspace.scratch();
   const int64_t blocks = NumBlocks(kernel, metadata.num_sequences, metadata.capacity);
   const DoneFlags done = workspace.NextFlags(blocks);
-  if (const cudaError_t error = LaunchDraftExtendMetadata(launched, kernel, stream, done); error != cudaSuccess) {
-    return error;
-  }
-  return workspace.Wait(done, blocks, stream, total_tokens);
+  cudaError_t error = LaunchDraftExtendMetadata(launched, kernel, stream, done);
+  if (error == cudaSuccess) error = workspace.Wait(done, blocks, stream, total_tokens);
+  if (error != cudaSuccess) workspace.Forget();
+  return error;
 }
 
 Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan) {

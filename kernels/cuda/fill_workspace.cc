@@ -29,20 +29,9 @@ bool AreSet(uint64_t* flags, uint64_t value, int64_t count) {
   return true;
 }
 
-// By a stream of its own: a caller's may be captured, and the next call may come with another.
-cudaError_t Clear(void* memory, size_t bytes) {
-  cudaStream_t stream = nullptr;
-  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error != cudaSuccess) return error;
-  error = cudaMemsetAsync(memory, 0, bytes, stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  cudaStreamDestroy(stream);
-  return error;
-}
-
 }  // namespace
 
-cudaError_t FillWorkspace::Prepare(size_t bytes) {
+cudaError_t FillWorkspace::Prepare(size_t bytes, cudaStream_t stream) {
   if (shared_ == nullptr) {
     const BesideCaptures beside;
     void* pinned = nullptr;
@@ -64,7 +53,9 @@ cudaError_t FillWorkspace::Prepare(size_t bytes) {
   void* memory = nullptr;
   if (const cudaError_t error = cudaMalloc(&memory, bytes); error != cudaSuccess) return error;
   memory_.reset(memory);
-  if (const cudaError_t error = Clear(memory, kEndedBytes); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaMemsetAsync(memory, 0, kEndedBytes, stream); error != cudaSuccess) {
+    return error;
+  }
   memory_bytes_ = bytes;
   return cudaSuccess;
 }

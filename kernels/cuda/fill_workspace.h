@@ -27,8 +27,10 @@ class BesideCaptures {
 // the next, each over before the next begins. Not thread-safe. To be destroyed before the device is reset.
 class FillWorkspace {
  public:
-  // Makes room for an expansion that takes so many bytes of the device's memory, at least.
-  cudaError_t Prepare(size_t bytes);
+  // Makes room for an expansion on `stream` that takes so many bytes of the device's memory, at least.
+  cudaError_t Prepare(size_t bytes, cudaStream_t stream);
+  // After an error: what the stream was to clear may not be, and the next Prepare begins anew.
+  void Forget() { memory_bytes_ = 0; }
   // After Prepare: those bytes; where the device leaves the sum; and where its blocks say that they are done, or none
   // where they are too many.
   void* scratch() const { return static_cast<unsigned char*>(memory_.get()) + kEndedBytes; }

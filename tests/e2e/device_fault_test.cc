@@ -142,7 +142,11 @@ TEST(DeviceFaultTest, ServesWithTheWholeBudgetAfterwards) {
     ASSERT_TRUE(reply.status.ok()) << reply.status.error_message();
     EXPECT_EQ(reply.response.seqlens_expanded_size(), 130'000);
     // A moment after the client has the answer.
-    while (server.server().output_blocks_in_use() > 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+    while (server.server().output_blocks_in_use() > 0) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "the reply's blocks are not given back";
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
   }
 }
 
