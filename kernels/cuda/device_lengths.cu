@@ -247,19 +247,15 @@ struct ChunkedSums {
     const SumsBefore& before = chunks[b >> shift].before;
     return {before.k + sums_before[b].k, before.nsa + sums_before[b].nsa};
   }
-  // The last chunk that begins at or before t.
+  // The last chunk that begins at or before t, which all threads of the warp ask for.
   __device__ __forceinline__ Range RangeOf(const BatchSize& size, int32_t t) const {
-    int32_t low = 0;
-    int32_t high = num_chunks;
-    while (high - low > 1) {
-      const int32_t middle = (low + high) / 2;
-      if (chunks[middle].tokens <= t) {
-        low = middle;
-      } else {
-        high = middle;
-      }
+    int32_t begun = 0;
+#pragma unroll
+    for (int32_t i = 0; i < kMostChunks; i += kWarp) {
+      const int32_t chunk = i + static_cast<int32_t>(threadIdx.x) % kWarp;
+      begun += __popc(__ballot_sync(~0u, chunk < num_chunks && chunks[chunk].tokens <= t));
     }
-    return {low << shift, min((low + 1) << shift, size.num_sequences)};
+    return {(begun - 1) << shift, min(begun << shift, size.num_sequences)};
   }
 };
 
