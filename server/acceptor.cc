@@ -241,12 +241,8 @@ void Acceptor::AcceptFrom(const Listener& listener) {
     }
     if (!accepting_) return;
     if (Full()) {
-      if (options_.when_full == WhenFull::kRefuse) {
-        options_.refused();
-        continue;
-      }
-      connections_.ShutDownOldest();
-      options_.ended(ConnectionEnd::kCrowded, 1);
+      options_.refused();
+      continue;
     }
     connections_.Add(fd.get());
     options_.accepted(fd.Release(), listener.fd());

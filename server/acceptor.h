@@ -64,12 +64,9 @@ class Listener {
 // Accepts on all listeners, on a thread, and ends the connections that harm others, on another.
 class Acceptor {
  public:
-  // What becomes of a connection beyond max_connections: it is closed, or the oldest one is.
-  enum class WhenFull : uint8_t { kRefuse, kEndOldest };
-
   struct Options {
+    // One more is closed.
     size_t max_connections = 0;
-    WhenFull when_full = WhenFull::kRefuse;
     // Gets a connection's descriptor, and the listener's; owns the first.
     std::function<void(int fd, int listener_fd)> accepted;
     // A connection was closed on arrival.

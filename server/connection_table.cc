@@ -78,7 +78,6 @@ void ConnectionTable::Add(int fd) {
   const DeliverySlot slot = SlotOf(PeerOf(fd));
   const TimePoint now = Clock::now();
   connections_[fd] = {.inode = Inode(fd),
-                      .added = now,
                       .slot = slot,
                       .looked = now,
                       .delivered = delivered_.At(slot),
@@ -101,15 +100,6 @@ void ConnectionTable::SetReading(bool reading) {
     set(fd, reading ? 1 : INT_MAX);
     if (Inode(fd) != connection.inode) set(fd, 1);  // it has become another's meanwhile
   }
-}
-
-void ConnectionTable::ShutDownOldest() {
-  MutexLock lock(&mutex_);
-  const auto oldest =
-      std::ranges::min_element(connections_, std::less(), [](const auto& entry) { return entry.second.added; });
-  if (oldest == connections_.end()) return;
-  if (Inode(oldest->first) == oldest->second.inode) Reset(oldest->first);
-  connections_.erase(oldest);
 }
 
 size_t ConnectionTable::ShutDownSent() {

@@ -30,8 +30,6 @@ class ConnectionTable {
 
   // Whether gRPC is told of what comes on the connections; what comes meanwhile waits in the kernel. TCP only.
   void SetReading(bool reading);
-  // Ends the one that was added first, and takes it out.
-  void ShutDownOldest();
   // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
   size_t ShutDownSent();
   // Ends those to which bytes were on their way at every look for `timeout`, and whose peers meanwhile took neither
@@ -58,7 +56,6 @@ class ConnectionTable {
 
   struct Connection {
     ino_t inode;
-    TimePoint added;
     // The first look of a row that found bytes on their way; 0: the last one found none.
     TimePoint busy_since = {};
     // As of then: what the peer had taken, and what was on its way.

@@ -1,22 +1,19 @@
 #include "server/health_server.h"
 
+#include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <algorithm>
-#include <chrono>
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
-#include "server/clock.h"
-#include "server/completion_queue.h"
-#include "server/grpc_connections.h"
-#include "server/server_options.h"
+#include "spdlog/spdlog.h"
 
 namespace nsa::metadata::server {
 namespace {
-
-// A thread that waits inside gRPC polls all of the process's connections, and takes events from the threads that they
-// are for. So this one looks only now and then: each step of a probe waits this long at most, a load pays nothing.
-constexpr std::chrono::milliseconds kLookEvery(20);
 
 // Probes come now and then, each on a connection or several on one that is kept. The next one more ends the oldest, so
 // that who opens many keeps no probe from being answered; they are of the descriptors that the callers' connections
@@ -28,82 +25,84 @@ size_t MostConnections() {
   return std::min(kMost, std::max<rlim_t>(descriptors.rlim_cur / 8, 4));
 }
 
-// Beyond this those go that sent the most of it: probes say little, and one that never ends may keep gRPC's thread, and
-// with it the accepting of others.
-constexpr uint64_t kMaxUndeliveredBytes = 1 << 20;
-
-ConnectionOptions OfProbes() {
-  ConnectionOptions options;
-  options.max_receive_message = 4 << 10;              // the name of a service
-  options.max_connection_age = absl::Hours(24 * 20);  // who watches keeps doing so
-  return options;
-}
+// Connections accepted in a turn.
+constexpr int kAcceptsInARow = 64;
+// How long to leave the listener alone when accepting fails for lack of memory or descriptors.
+constexpr int kPauseMs = 10;
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address, Delivered& delivered,
-                                                                  Metrics& metrics) {
+absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(const Address& address, Metrics& metrics) {
   absl::StatusOr<Listener> listener = Listener::Open(address);
   if (!listener.ok()) return listener.status();
-  std::vector<Listener> listeners;
-  listeners.push_back(*std::move(listener));
-
-  std::unique_ptr<HealthServer> health(new HealthServer(delivered));
-  grpc::ServerBuilder builder;
-  SetConnectionArguments(builder, OfProbes());
-  health->health_.Register(builder);
-  health->queue_ = builder.AddCompletionQueue();
-  builder.SetOption(WithoutReflection());
-  health->connections_ = AddConnections(builder);
-  health->server_ = builder.BuildAndStart();
-  if (health->server_ == nullptr) return absl::InternalError("gRPC did not start a server for health");
-  health->acceptor_ = std::make_unique<Acceptor>(
-      Acceptor::Options{.max_connections = MostConnections(),
-                        .when_full = Acceptor::WhenFull::kEndOldest,
-                        .accepted = [&connections = *health->connections_](
-                                        int fd, int listener_fd) { HandOver(fd, listener_fd, connections); },
-                        .refused = [&metrics] { metrics.ConnectionRefused(); },
-                        .delivered = delivered,
-                        .max_undelivered_bytes = kMaxUndeliveredBytes,
-                        .ended = [&metrics](ConnectionEnd why, size_t count) { metrics.ConnectionsEnded(why, count); }},
-      std::move(listeners));
-  health->health_.AwaitCalls(*health->queue_);
-  health->thread_ = std::thread([&server = *health] { server.Run(); });
-  health->acceptor_->Start();
+  std::unique_ptr<HealthServer> health(new HealthServer(*std::move(listener), metrics));
+  health->thread_ = std::thread([&server = *health] {
+    while (!server.stopping_) server.Turn();
+  });
   return health;
 }
 
+HealthServer::HealthServer(Listener listener, Metrics& metrics)
+    : listener_(std::move(listener)), metrics_(metrics), wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
+
 HealthServer::~HealthServer() {
-  if (thread_.joinable()) {
-    acceptor_->EndAccepting();
-    health_.EndWatches();
-    server_->Shutdown(std::chrono::system_clock::now());
-    live_.AwaitNone();
-    {
-      MutexLock lock(&mutex_);
-      stopping_ = true;
-      stopped_.SignalAll();
-    }
-    thread_.join();
-    acceptor_->Stop();
-  }
-  if (queue_ == nullptr) return;
-  queue_->Shutdown();
-  RunQueue(*queue_);
+  if (!thread_.joinable()) return;
+  stopping_ = true;
+  eventfd_write(wake_.get(), 1);
+  thread_.join();
+  listener_.EndListening();
 }
 
-void HealthServer::Run() {
-  MutexLock lock(&mutex_);
-  while (!stopping_) {
-    mutex_.Unlock();
-    void* tag = nullptr;
-    bool ok = false;
-    while (queue_->AsyncNext(&tag, &ok, std::chrono::system_clock::now()) == grpc::CompletionQueue::GOT_EVENT) {
-      Proceed(tag, ok);
-    }
-    mutex_.Lock();
-    if (!stopping_) stopped_.WaitUntil(mutex_, Clock::now() + kLookEvery);
+void HealthServer::SetServing(bool serving) {
+  serving_ = serving;
+  eventfd_write(wake_.get(), 1);
+}
+
+void HealthServer::Turn() {
+  std::vector<pollfd> waiting = {{wake_.get(), POLLIN, 0},
+                                 {listener_.fd(), static_cast<short>(accepting_ ? POLLIN : 0), 0}};
+  for (const auto& connection : connections_) {
+    waiting.push_back({connection->fd(), static_cast<short>(connection->wants_to_write() ? POLLOUT : POLLIN), 0});
   }
+  if (poll(waiting.data(), waiting.size(), accepting_ ? -1 : kPauseMs) < 0) {
+    if (errno != EINTR) spdlog::error("health: poll: {}", strerror(errno));
+    return;
+  }
+  accepting_ = true;
+  if (waiting[0].revents != 0) {
+    eventfd_t count = 0;
+    eventfd_read(wake_.get(), &count);
+  }
+  const bool before = std::exchange(told_, serving_.load());
+  size_t i = 2;
+  std::erase_if(connections_, [&](const auto& connection) {
+    const bool ready = waiting[i++].revents != 0;
+    if (told_ != before && !connection->Tell()) return true;
+    if (!ready) return false;
+    return connection->wants_to_write() ? !connection->Write() : !connection->Read();
+  });
+  if (waiting[1].revents != 0) Accept();
+}
+
+void HealthServer::Accept() {
+  for (int i = 0; i < kAcceptsInARow; ++i) {
+    Descriptor fd(accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd) {
+      if (errno == EAGAIN) return;
+      if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) continue;  // the connection's own
+      accepting_ = false;
+      if (!connections_.empty()) EndOldest();
+      return;
+    }
+    if (connections_.size() >= MostConnections()) EndOldest();
+    connections_.push_back(std::make_unique<HealthConnection>(std::move(fd), told_));
+    if (!connections_.back()->Write()) connections_.pop_back();
+  }
+}
+
+void HealthServer::EndOldest() {
+  connections_.erase(connections_.begin());
+  metrics_.ConnectionsEnded(ConnectionEnd::kCrowded, 1);
 }
 
 }  // namespace nsa::metadata::server

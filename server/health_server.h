@@ -1,52 +1,50 @@
 // grpc.health.v1 on a port of its own, so that no load on the service fails a probe.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <thread>
+#include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "grpcpp/completion_queue.h"
-#include "grpcpp/server.h"
-#include "grpcpp/server_builder.h"
 #include "server/acceptor.h"
 #include "server/address.h"
-#include "server/delivered.h"
-#include "server/health_service.h"
-#include "server/live_calls.h"
+#include "server/health_connection.h"
 #include "server/metrics.h"
-#include "server/mutex.h"
 
 namespace nsa::metadata::server {
 
-// Not thread-safe.
+// Not gRPC's: a process's gRPC servers poll all their connections together, and a probe would wait for the events of
+// whoever loads the service. One thread, which waits for nobody. Not thread-safe.
 class HealthServer {
  public:
-  // UNAVAILABLE naming the address when it can't listen there. Says NOT_SERVING at first. Its calls count in
-  // `delivered`, what becomes of its connections in `metrics`; both outlive it.
-  static absl::StatusOr<std::unique_ptr<HealthServer>> Start(const Address& address, Delivered& delivered,
-                                                             Metrics& metrics);
-  // Ends Watch streams too.
+  // UNAVAILABLE naming the address when it can't listen there. Says NOT_SERVING at first. What becomes of its
+  // connections counts in `metrics`, which outlive it.
+  static absl::StatusOr<std::unique_ptr<HealthServer>> Start(const Address& address, Metrics& metrics);
+  // Hangs up.
   ~HealthServer();
 
-  void SetServing(bool serving) { health_.SetServing(serving); }
+  void SetServing(bool serving);
   // With the port that was taken.
-  const Address& address() const { return acceptor_->listeners().front().address(); }
+  const Address& address() const { return listener_.address(); }
 
  private:
-  explicit HealthServer(Delivered& delivered) : health_(live_, &delivered) {}
-  void Run();
+  HealthServer(Listener listener, Metrics& metrics);
+  // Waits for what is to be done, and does it.
+  void Turn();
+  void Accept();
+  void EndOldest();
 
-  LiveCalls live_;
-  HealthService health_;
-  std::unique_ptr<grpc::ServerCompletionQueue> queue_;
-  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> connections_;
-  std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<Acceptor> acceptor_;
+  Listener listener_;
+  Metrics& metrics_;
+  std::atomic<bool> serving_{false};
+  std::atomic<bool> stopping_{false};
+  Descriptor wake_;
+  // The thread's own.
+  bool told_ = false;                                           // what those who ask are told
+  std::vector<std::unique_ptr<HealthConnection>> connections_;  // the oldest first
+  bool accepting_ = true;                                       // else not in the next turn
   std::thread thread_;
-  Mutex mutex_;
-  CondVar stopped_;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace nsa::metadata::server

@@ -17,6 +17,15 @@ namespace nsa::metadata::server {
 using grpc::health::v1::HealthCheckRequest;
 using grpc::health::v1::HealthCheckResponse;
 
+HealthCheckResponse::ServingStatus ServingStatusOf(const std::string& name, bool serving) {
+  const bool known = name.empty() || name == v1::MetadataService::service_full_name() ||
+                     name == inference::GRPCInferenceService::service_full_name();
+  if (!known) return HealthCheckResponse::SERVICE_UNKNOWN;
+  return serving ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
+}
+
+std::string NoSuchService(const std::string& name) { return absl::StrCat("no service '", name, "' here"); }
+
 namespace {
 
 // Checks that a queue waits for at once.
@@ -41,8 +50,7 @@ class Check {
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
     if (response.status() == HealthCheckResponse::SERVICE_UNKNOWN) {
-      const grpc::Status status(grpc::StatusCode::NOT_FOUND,
-                                absl::StrCat("no service '", request_.service(), "' here"));
+      const grpc::Status status(grpc::StatusCode::NOT_FOUND, NoSuchService(request_.service()));
       writer_.FinishWithError(status, Started(&sent_tag_));
     } else {
       writer_.Finish(response, grpc::Status::OK, Started(&sent_tag_));
@@ -163,14 +171,13 @@ void HealthService::AwaitCalls(grpc::ServerCompletionQueue& queue) {
 }
 
 void HealthService::Arrived(const grpc::ServerContext& call) {
-  if (delivered_ == nullptr) return;
-  delivered_->Add(SlotOf(ParsePeer(call.peer())), static_cast<size_t>(MetadataBytes(call)));
+  delivered_.Add(SlotOf(ParsePeer(call.peer())), static_cast<size_t>(MetadataBytes(call)));
 }
 
 void HealthService::SetServing(bool serving) {
   MutexLock lock(&mutex_);
   serving_ = serving;
-  for (WatchCall* watch : watches_) watch->Tell(StatusLocked(watch->name()));
+  for (WatchCall* watch : watches_) watch->Tell(ServingStatusOf(watch->name(), serving_));
 }
 
 void HealthService::EndWatches() {
@@ -181,20 +188,13 @@ void HealthService::EndWatches() {
 
 HealthService::ServingStatus HealthService::StatusOf(const std::string& name) {
   MutexLock lock(&mutex_);
-  return StatusLocked(name);
-}
-
-HealthService::ServingStatus HealthService::StatusLocked(const std::string& name) const {
-  const bool known = name.empty() || name == v1::MetadataService::service_full_name() ||
-                     name == inference::GRPCInferenceService::service_full_name();
-  if (!known) return HealthCheckResponse::SERVICE_UNKNOWN;
-  return serving_ ? HealthCheckResponse::SERVING : HealthCheckResponse::NOT_SERVING;
+  return ServingStatusOf(name, serving_);
 }
 
 void HealthService::Add(WatchCall* watch) {
   MutexLock lock(&mutex_);
   watches_.insert(watch);
-  watch->Tell(StatusLocked(watch->name()));
+  watch->Tell(ServingStatusOf(watch->name(), serving_));
   if (ending_) watch->End();
 }
 

@@ -1,8 +1,9 @@
 // grpc.health.v1 on completion queues. gRPC's own health service is made with the callback API, whose threads poll
 // every connection of the process beside the queues' and hand each other the events: beside it this server took a third
-// fewer calls.
+// fewer calls. The health port has its own, see health_server.h.
 #pragma once
 
+#include <string>
 #include <unordered_set>
 
 #include "absl/base/thread_annotations.h"
@@ -16,17 +17,22 @@
 
 namespace nsa::metadata::server {
 
+// What is said of a service: SERVICE_UNKNOWN of other names than "" (the whole server) and those of the two services.
+grpc::health::v1::HealthCheckResponse::ServingStatus ServingStatusOf(const std::string& name, bool serving);
+// What Check says of others.
+std::string NoSuchService(const std::string& name);
+
 class WatchCall;
 
-// Answers for "" (the whole server) and the names of the two services. Thread-safe.
+// Thread-safe.
 class HealthService {
  public:
   using AsyncService = grpc::health::v1::Health::WithAsyncMethod_Check<
       grpc::health::v1::Health::WithAsyncMethod_Watch<grpc::health::v1::Health::Service>>;
   using ServingStatus = grpc::health::v1::HealthCheckResponse::ServingStatus;
 
-  // Its calls count in `live`, and in `delivered` if there is one; both outlive them.
-  explicit HealthService(LiveCalls& live, Delivered* delivered = nullptr) : live_(live), delivered_(delivered) {}
+  // Its calls count in both, which outlive them.
+  HealthService(LiveCalls& live, Delivered& delivered) : live_(live), delivered_(delivered) {}
 
   void Register(grpc::ServerBuilder& builder) { builder.RegisterService(&service_); }
   // Begins to take calls from `queue`.
@@ -41,16 +47,13 @@ class HealthService {
   AsyncService& service() { return service_; }
   LiveCalls& live() { return live_; }
   void Arrived(const grpc::ServerContext& call);
-  // SERVICE_UNKNOWN for other names.
   ServingStatus StatusOf(const std::string& name);
   void Add(WatchCall* watch);
   void Remove(WatchCall* watch);
 
  private:
-  ServingStatus StatusLocked(const std::string& name) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
-
   LiveCalls& live_;
-  Delivered* const delivered_;
+  Delivered& delivered_;
   AsyncService service_;
   Mutex mutex_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;

@@ -201,7 +201,7 @@ absl::Status Server::Parts::Listen() {
       *std::move(listeners));
 
   absl::StatusOr<std::unique_ptr<HealthServer>> started =
-      HealthServer::Start(*ParseAddress(options.health_listen), delivered, *metrics);
+      HealthServer::Start(*ParseAddress(options.health_listen), *metrics);
   if (!started.ok()) return started.status();
   health = *std::move(started);
 

@@ -113,7 +113,7 @@ struct CallContext {
   grpc::AsyncGenericService other_methods;
   LiveCalls live;
   OpenStreams streams;
-  HealthService health{live, &delivered};
+  HealthService health{live, delivered};
 };
 
 // Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.

@@ -337,16 +337,7 @@ class DeviceToDevice {
   // The kernels alone, over a batch that is on the device.
   void Run(const Shape& shape, OutputSet outputs, const std::string& section = "device_to_device") {
     const Lengths lengths = Draw(shape);
-    std::vector<int32_t> q(lengths.q.size());
-    std::vector<int32_t> s(lengths.s.size());
-    kernels::PackedBatch batch(q, s, 1);
-    batch.Add({.nsa_index_topk = kTopK, .mode = kernels::SequenceMode::kCausal, .outputs = outputs}, lengths.q,
-              lengths.s, lengths.total_tokens, Pointers(outputs, lengths, out_));
-    const kernels::cuda::BatchSize size = *kernels::cuda::SizeOf(batch);
-    std::vector<uint64_t> laid_out((kernels::cuda::BatchLayout(size).bytes + 7) / 8);
-    kernels::cuda::LayOut(batch, size, reinterpret_cast<unsigned char*>(laid_out.data()));
-    CHECK_CUDA(cudaMemcpy(data_, laid_out.data(), laid_out.size() * sizeof(uint64_t), cudaMemcpyHostToDevice));
-
+    const kernels::cuda::BatchSize size = LaidOut(lengths, outputs);
     std::vector<std::unique_ptr<Graph>> graphs;
     std::vector<Subject> subjects;
     const int launches = lengths.total_tokens > 1 << 20 ? 5 : 50;
@@ -359,14 +350,7 @@ class DeviceToDevice {
       const Kernel kernel = kernels::ChooseKernel({.choice = choice}, ShapeOf(size));
       add(name, [&, kernel] { return kernels::cuda::LaunchStaged(kernel, size, data_, {}, stream_.get()); });
     }
-    // As many bytes as the outputs that have a value a token.
-    const int64_t bytes = lengths.total_tokens * (outputs == kTwo ? 8 : 28);
-    const int64_t pieces = (bytes + 15) / 16;
-    add("write", [&, pieces] {
-      Fill<<<static_cast<unsigned>((pieces + 255) / 256), 256, 0, stream_.get()>>>(reinterpret_cast<uint4*>(out_),
-                                                                                   pieces);
-      return cudaGetLastError();
-    });
+    add("write", [&] { return Write(lengths, outputs); });
     const std::string fields =
         absl::StrCat(Fields(shape, lengths, outputs), ",\"choice\":\"",
                      std::string(kernels::KernelName(kernels::ChooseKernel({}, ShapeOf(size)))), "\"");
@@ -403,9 +387,9 @@ class DeviceToDevice {
     };
     const auto ours = [&] { return kernels::cuda::LaunchDraftExtendMetadata(metadata, kernel, stream_.get()); };
     const auto theirs = [&] { return founding::LaunchAdaptive(arrays, stream_.get()); };
-    std::vector<Subject> subjects = {
-        {"plan", [&](int times) { return TimeFill(metadata, times); }},
-        subject("plan_and_synchronize", ours), subject("founding", theirs)};
+    std::vector<Subject> subjects = {{"plan", [&](int times) { return TimeFill(metadata, times); }},
+                                     subject("plan_and_synchronize", ours),
+                                     subject("founding", theirs)};
     const int launches = lengths.total_tokens > 1 << 20 ? 5 : 50;
     Graph our_graph(stream_.get(), launches, ours);
     Graph their_graph(stream_.get(), launches, theirs);
@@ -419,10 +403,41 @@ class DeviceToDevice {
     Print("from_lengths", Fields(shape, lengths, kTwo), subjects, InTurn(subjects, 1'000));
   }
 
+  // One launch of what the plan takes, and a write of as many bytes, for a profiler to count.
+  void LaunchOnce(const Shape& shape, OutputSet outputs) {
+    const Lengths lengths = Draw(shape);
+    const kernels::cuda::BatchSize size = LaidOut(lengths, outputs);
+    const Kernel kernel = kernels::ChooseKernel({}, ShapeOf(size));
+    CHECK_CUDA(kernels::cuda::LaunchStaged(kernel, size, data_, {}, stream_.get()));
+    CHECK_CUDA(Write(lengths, outputs));
+    CHECK_CUDA(cudaStreamSynchronize(stream_.get()));
+  }
+
   // FillDraftExtendMetadataAdaptive alone, in microseconds.
   double FillAlone(const Shape& shape) { return TimeFill(Copied(Draw(shape)), 200); }
 
  private:
+  // Copies a batch in its layout to the device.
+  kernels::cuda::BatchSize LaidOut(const Lengths& lengths, OutputSet outputs) {
+    std::vector<int32_t> q(lengths.q.size());
+    std::vector<int32_t> s(lengths.s.size());
+    kernels::PackedBatch batch(q, s, 1);
+    batch.Add({.nsa_index_topk = kTopK, .mode = kernels::SequenceMode::kCausal, .outputs = outputs}, lengths.q,
+              lengths.s, lengths.total_tokens, Pointers(outputs, lengths, out_));
+    const kernels::cuda::BatchSize size = *kernels::cuda::SizeOf(batch);
+    std::vector<uint64_t> laid_out((kernels::cuda::BatchLayout(size).bytes + 7) / 8);
+    kernels::cuda::LayOut(batch, size, reinterpret_cast<unsigned char*>(laid_out.data()));
+    CHECK_CUDA(cudaMemcpy(data_, laid_out.data(), laid_out.size() * sizeof(uint64_t), cudaMemcpyHostToDevice));
+    return size;
+  }
+  // As many bytes as the outputs that have a value a token.
+  cudaError_t Write(const Lengths& lengths, OutputSet outputs) {
+    const int64_t bytes = lengths.total_tokens * (outputs == kTwo ? 8 : 28);
+    const int64_t pieces = (bytes + 15) / 16;
+    Fill<<<static_cast<unsigned>((pieces + 255) / 256), 256, 0, stream_.get()>>>(reinterpret_cast<uint4*>(out_),
+                                                                                 pieces);
+    return cudaGetLastError();
+  }
   kernels::cuda::DraftExtendMetadata Copied(const Lengths& lengths) {
     CHECK_CUDA(cudaMemcpy(q_, lengths.q.data(), lengths.q.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
     CHECK_CUDA(cudaMemcpy(s_, lengths.s.data(), lengths.s.size() * sizeof(int32_t), cudaMemcpyHostToDevice));
@@ -439,8 +454,8 @@ class DeviceToDevice {
     return TimeEach(
         [&] {
           int64_t total_tokens = 0;
-          CHECK_CUDA(kernels::cuda::FillDraftExtendMetadataAdaptive(metadata, stream_.get(), fill_workspace_,
-                                                                    &total_tokens));
+          CHECK_CUDA(
+              kernels::cuda::FillDraftExtendMetadataAdaptive(metadata, stream_.get(), fill_workspace_, &total_tokens));
         },
         times);
   }
@@ -531,6 +546,15 @@ int Main(const std::string& part) {
     for (Shape shape = {}; std::scanf("%" SCNd64 " %" SCNd64, &shape.num_sequences, &shape.mean) == 2;) {
       std::printf("%.3f\n", device_to_device.FillAlone(shape));
       std::fflush(stdout);
+    }
+    return EXIT_SUCCESS;
+  }
+  if (part == "once") {  // a shape and its outputs, 2 or 9, a line
+    DeviceToDevice device_to_device(on_device);
+    int outputs = 0;
+    for (Shape shape = {};
+         std::scanf("%" SCNd64 " %" SCNd64 " %d", &shape.num_sequences, &shape.mean, &outputs) == 3;) {
+      device_to_device.LaunchOnce(shape, outputs == 2 ? kTwo : OutputSet::All());
     }
     return EXIT_SUCCESS;
   }

@@ -75,19 +75,6 @@ def test_many_connections_to_the_health_port_keep_no_probe_and_no_caller_waiting
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_connection_that_floods_the_health_port_is_ended_and_probes_are_answered():
-    with Server("--backend=cpu") as server:
-        with wire.connect(server.health_address) as attacker:
-            attacker.sendall(wire.PREFACE + wire.settings() + wire.frame(wire.HEADERS, 0, 1, wire.EXPAND))
-            sent, small_fields = 0, b"\x00\x01a\x01b" * 3_000
-            with pytest.raises(OSError):  # a reset
-                while sent < 256 * MEBIBYTE:
-                    attacker.sendall(wire.frame(9, 0, 1, small_fields))
-                    sent += len(small_fields)
-            assert run(CLIENT, "health", f"--target={server.health_address}").returncode == 0
-        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="undelivered") == 1
-
-
 def test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serves_on(stubs, pb):
     most = 4 * MEBIBYTE
     continuation, small_fields = 9, b"\x00\x01a\x01b" * 3_000

@@ -57,6 +57,7 @@ class Fault:
     says: str
 
 
+HEALTH = "server/health_server.cc"
 ACCEPTOR = "server/acceptor.cc"
 TABLE = "server/connection_table.cc"
 UNARY = "server/unary_call.cc"
@@ -78,11 +79,14 @@ FAULTS = [
     Fault("R2", "ends-nobody-who-sends-much-and-asks-nothing", ACCEPTOR,
           "options_.max_undelivered_bytes != UINT64_MAX", "false",
           pytest("test_bounds.py::test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serves_on"), r"1 failed"),
-    Fault("R2", "leaves-the-health-port-unbounded", "server/health_server.cc",
-          "constexpr uint64_t kMaxUndeliveredBytes = 1 << 20;", "constexpr uint64_t kMaxUndeliveredBytes = UINT64_MAX;",
-          pytest("test_bounds.py::test_a_connection_that_floods_the_health_port_is_ended_and_probes_are_answered"), r"1 failed"),
-    Fault("R2", "turns-probes-away-at-a-full-health-port", "server/health_server.cc",
-          ".when_full = Acceptor::WhenFull::kEndOldest,", ".when_full = Acceptor::WhenFull::kRefuse,",
+    Fault("R2", "reads-on-from-a-peer-that-takes-no-answers", HEALTH,
+          "connection->wants_to_write() ? POLLOUT : POLLIN", "POLLIN",
+          pytest("test_health_port.py::test_a_flood_of_the_health_port_is_ended_or_read_no_further_and_probes_are_answered"), r"1 failed"),
+    Fault("R2", "takes-any-request-for-health", "server/health_connection.cc",
+          "  if (stream.is_too_long) {", "  if (false) {",
+          pytest("test_health_port.py::test_what_is_no_request_for_a_known_service_is_refused"), r"1 failed"),
+    Fault("R2", "keeps-the-oldest-at-a-full-health-port", HEALTH,
+          "connections_.size() >= MostConnections()", "connections_.size() >= 100000",
           pytest("test_bounds.py::test_many_connections_to_the_health_port_keep_no_probe_and_no_caller_waiting"), r"1 failed"),
     Fault("R2", "takes-any-metadata", "server/check_call.cc",
           "if (bytes <= max_bytes) return std::nullopt;", "if (bytes >= 0) return std::nullopt;",
