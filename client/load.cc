@@ -145,13 +145,15 @@ absl::StatusOr<LoadResult> RunLoad(const BenchRequest& request, const LoadOption
   const std::vector<std::unique_ptr<LoadLoop>> loops = MakeLoops(request, options);
   RunAll(loops, progress);
   LoadResult result;
+  std::chrono::nanoseconds wall = {};
   for (const auto& loop : loops) {
     LoadResult part = loop->TakeResult();
+    wall = std::max(wall, part.tally.wall);
     result.tally.Merge(part.tally);
     result.timings.insert(result.timings.end(), part.timings.begin(), part.timings.end());
     result.waited += part.waited;
   }
-  result.tally.Finish(absl::ToChronoNanoseconds(options.duration));
+  result.tally.Finish(wall);
   return result;
 }
 

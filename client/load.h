@@ -54,8 +54,9 @@ struct LoadResult {
 };
 
 // Sends `request` as `options` say, and compares every reply with its own. Blocks for warm_up and duration, and until
-// every answer is there; it ends early when the server can't be reached. `progress` is called now and then with the
-// requests that have ended. INVALID_ARGUMENT names the option that is out of range.
+// every answer is there; it ends early, and its wall time with it, when no request reaches a server: a call that twice
+// in a row reached none is made no more, nor is an item of a stream that has ended. `progress` is called now and then
+// with the requests that have ended. INVALID_ARGUMENT names the option that is out of range.
 absl::StatusOr<LoadResult> RunLoad(const BenchRequest& request, const LoadOptions& options,
                                    const std::function<void(int64_t ended)>& progress);
 

@@ -2,6 +2,7 @@
 
 #include <sys/prctl.h>
 
+#include <algorithm>
 #include <thread>
 #include <utility>
 
@@ -68,12 +69,11 @@ void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& 
   {
     MutexLock lock(&mutex_);
     Count(slot.start(), when, outcome);
-    // A server that is gone is not called again.
-    if (ExitCodeOf(outcome.status) == kUnreachable) {
-      server_gone_ = true;
-      waiting_.clear();
+    if (GivesUp(slot, when, outcome)) {
+      --under_way_;
+      return;
     }
-    const bool again = !server_gone_ && (closed_loop() ? when < schedule_.end : !waiting_.empty());
+    const bool again = closed_loop() ? when < schedule_.end : !waiting_.empty();
     if (!again) {
       --under_way_;
       free_.push_back(&slot);
@@ -87,6 +87,17 @@ void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& 
   slot.Send(closed_loop() ? LoadClock::now() : start);
 }
 
+bool LoadLoop::GivesUp(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome) {
+  // A connection that was cut is made anew for the next call; a stream is not.
+  const int most = calls_.empty() ? 2 : 1;
+  if (slot.CountUnreachable(ExitCodeOf(outcome.status) == kUnreachable) < most) return false;
+  if (++unreachable_ == slots_.size()) {
+    server_gone_ = when;
+    waiting_.clear();
+  }
+  return true;
+}
+
 void LoadLoop::Count(LoadClock::time_point start, LoadClock::time_point when, const Outcome& outcome) {
   const bool measured =
       closed_loop() ? when >= schedule_.measured && when < schedule_.end : start >= schedule_.measured;
@@ -97,6 +108,9 @@ void LoadLoop::Count(LoadClock::time_point start, LoadClock::time_point when, co
 
 LoadResult LoadLoop::TakeResult() {
   MutexLock lock(&mutex_);
+  const LoadClock::time_point end =
+      server_gone_ ? std::clamp(*server_gone_, schedule_.measured, schedule_.end) : schedule_.end;
+  result_.tally.wall = end - schedule_.measured;
   return std::move(result_);
 }
 

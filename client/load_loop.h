@@ -11,6 +11,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -37,10 +38,13 @@ class LoadSlot {
     Start();
   }
   LoadClock::time_point start() const { return start_; }
+  // How many requests in a row reached no server, this one's outcome counted.
+  int CountUnreachable(bool unreachable) { return unreachable_ = unreachable ? unreachable_ + 1 : 0; }
 
  private:
   virtual void Start() = 0;
   LoadClock::time_point start_;
+  int unreachable_ = 0;
 };
 
 // Something that has to be ended before the queue is: a stream.
@@ -90,6 +94,9 @@ class LoadLoop {
 
  private:
   bool closed_loop() const { return schedule_.interval == LoadClock::duration::zero(); }
+  // Whether the slot is to send no more.
+  bool GivesUp(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Count(LoadClock::time_point start, LoadClock::time_point when, const Outcome& outcome)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Sends each request when it is due. Runs on a thread of its own.
@@ -110,7 +117,9 @@ class LoadLoop {
   LoadResult result_ ABSL_GUARDED_BY(mutex_);
   int64_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;
   bool all_sent_ ABSL_GUARDED_BY(mutex_) = false;
-  bool server_gone_ ABSL_GUARDED_BY(mutex_) = false;
+  // Slots whose requests reach no server, which have no further ones; when all had come to that, if they have.
+  size_t unreachable_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<LoadClock::time_point> server_gone_ ABSL_GUARDED_BY(mutex_);
   std::deque<LoadSlot*> free_ ABSL_GUARDED_BY(mutex_);
   // When the requests were due that wait for a free place.
   std::deque<LoadClock::time_point> waiting_ ABSL_GUARDED_BY(mutex_);

@@ -109,6 +109,30 @@ TEST(BenchProgramTest, EndsAtOnceWithThreeWhereNobodyAnswers) {
   }
 }
 
+TEST(BenchProgramTest, GoesOnWhereNowAndThenACallReachesNoServer) {
+  std::atomic<int> calls = 0;
+  FakeServer server([&](const v1::ExpandRequest& request, v1::ExpandResponse& response) {
+    if (++calls % 5 == 0) return grpc::Status(grpc::StatusCode::UNAVAILABLE, "the connection is cut");
+    response = ReferenceOf(request);
+    return grpc::Status::OK;
+  });
+  for (const char* load : {"--in_flight 2", "--rate 200 --in_flight 2"}) {
+    const Outcome outcome = RunProgram("bench --target " + server.target() + " --warm_up 0s --duration 300ms " + load);
+    EXPECT_EQ(outcome.exit_code, 3) << load << "\n" << outcome.output;
+    EXPECT_GE(Number(outcome.output, "\nreplies"), 20) << load << "\n" << outcome.output;
+    EXPECT_GE(Number(outcome.output, "\ntime"), 0.29) << load << "\n" << outcome.output;
+  }
+}
+
+TEST(BenchProgramTest, ALoadThatEndsEarlySaysSoByItsTime) {
+  FakeServer server([](const v1::ExpandRequest&, v1::ExpandResponse&) {
+    return grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone");
+  });
+  const Outcome outcome = RunProgram("bench --target " + server.target() + " --warm_up 0s --duration 5s");
+  EXPECT_EQ(outcome.exit_code, 3) << outcome.output;
+  EXPECT_LT(Number(outcome.output, "\ntime"), 4) << outcome.output;
+}
+
 // Requests that come due while the server hangs count from when they were due.
 TEST(BenchProgramTest, AHangShowsInTheLatenciesOfAllThatCameDueMeanwhile) {
   constexpr auto kHang = std::chrono::milliseconds(300);
