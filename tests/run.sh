@@ -98,8 +98,8 @@ build asan
 stage "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer: C++ tests"
 run_ctest asan
 
-stage "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer: certificates and policies, nonsense on connections"
-NSA_METADATA_BUILD=$PWD/build/asan timeout 10m build/venv-e2e/bin/python -m pytest -q tests/e2e/test_tls.py
+stage "AddressSanitizer, LeakSanitizer, UndefinedBehaviorSanitizer: certificates and policies, the health port, nonsense on connections"
+NSA_METADATA_BUILD=$PWD/build/asan timeout 10m build/venv-e2e/bin/python -m pytest -q tests/e2e/test_tls.py tests/e2e/test_health_port.py
 NSA_METADATA_BUILD=$PWD/build/asan timeout 5m tests/reliability/run.sh R1
 
 stage "ThreadSanitizer: build"
@@ -108,7 +108,7 @@ stage "ThreadSanitizer: C++ tests"
 # gRPC ends threads of its own later than a program that has just called; ours are std::threads, which can't be left behind.
 export TSAN_OPTIONS="ignore_noninstrumented_modules=1 report_thread_leaks=0 suppressions=$PWD/tests/tsan.supp"
 run_ctest tsan
-stage "ThreadSanitizer: certificates and policies"
-NSA_METADATA_BUILD=$PWD/build/tsan timeout 10m build/venv-e2e/bin/python -m pytest -q tests/e2e/test_tls.py
+stage "ThreadSanitizer: certificates and policies, the health port"
+NSA_METADATA_BUILD=$PWD/build/tsan timeout 10m build/venv-e2e/bin/python -m pytest -q tests/e2e/test_tls.py tests/e2e/test_health_port.py
 
 stage "all passed"
