@@ -63,16 +63,16 @@ LoadSlot* LoadLoop::Take(LoadClock::time_point due) {
   return slot;
 }
 
-void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome) {
+void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome, bool is_last) {
   ended_.fetch_add(1, std::memory_order_relaxed);
   LoadClock::time_point start = when;
   {
     MutexLock lock(&mutex_);
     Count(slot.start(), when, outcome);
-    if (GivesUp(slot, when, outcome)) {
-      --under_way_;
-      return;
-    }
+    // A connection that was cut is made anew for the next call.
+    constexpr int kMostUnreachable = 2;
+    const bool unreachable = ExitCodeOf(outcome.status) == kUnreachable;
+    if (slot.CountUnreachable(unreachable) == kMostUnreachable || is_last) return GiveUp(when);
     const bool again = closed_loop() ? when < schedule_.end : !waiting_.empty();
     if (!again) {
       --under_way_;
@@ -87,15 +87,11 @@ void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& 
   slot.Send(closed_loop() ? LoadClock::now() : start);
 }
 
-bool LoadLoop::GivesUp(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome) {
-  // A connection that was cut is made anew for the next call; a stream is not.
-  const int most = calls_.empty() ? 2 : 1;
-  if (slot.CountUnreachable(ExitCodeOf(outcome.status) == kUnreachable) < most) return false;
-  if (++unreachable_ == slots_.size()) {
-    server_gone_ = when;
-    waiting_.clear();
-  }
-  return true;
+void LoadLoop::GiveUp(LoadClock::time_point when) {
+  --under_way_;
+  if (++given_up_ < slots_.size()) return;
+  server_gone_ = when;
+  waiting_.clear();
 }
 
 void LoadLoop::Count(LoadClock::time_point start, LoadClock::time_point when, const Outcome& outcome) {

@@ -86,17 +86,16 @@ class LoadLoop {
   grpc::CompletionQueue& queue() { return queue_; }
   const BenchRequest& request() const { return request_; }
   const Schedule& schedule() const { return schedule_; }
-  // The slot's request has ended; its next one may begin before this returns. Any thread.
-  void Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome);
+  // The slot's request has ended; its next one may begin before this returns, unless it is the slot's last. Any thread.
+  void Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome, bool is_last = false);
   // These two on the loop's thread. For unary calls; the second for streams.
   ReplyCheck& check() { return check_; }
   void CallClosed();
 
  private:
   bool closed_loop() const { return schedule_.interval == LoadClock::duration::zero(); }
-  // Whether the slot is to send no more.
-  bool GivesUp(LoadSlot& slot, LoadClock::time_point when, const Outcome& outcome)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // One slot less.
+  void GiveUp(LoadClock::time_point when) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Count(LoadClock::time_point start, LoadClock::time_point when, const Outcome& outcome)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Sends each request when it is due. Runs on a thread of its own.
@@ -117,8 +116,8 @@ class LoadLoop {
   LoadResult result_ ABSL_GUARDED_BY(mutex_);
   int64_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;
   bool all_sent_ ABSL_GUARDED_BY(mutex_) = false;
-  // Slots whose requests reach no server, which have no further ones; when all had come to that, if they have.
-  size_t unreachable_ ABSL_GUARDED_BY(mutex_) = 0;
+  // Slots that have no further requests, since these reach no server; when all had come to that, if they have.
+  size_t given_up_ ABSL_GUARDED_BY(mutex_) = 0;
   std::optional<LoadClock::time_point> server_gone_ ABSL_GUARDED_BY(mutex_);
   std::deque<LoadSlot*> free_ ABSL_GUARDED_BY(mutex_);
   // When the requests were due that wait for a free place.

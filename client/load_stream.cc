@@ -93,7 +93,8 @@ void StreamCall::Send(ItemSlot& slot) {
   }
   loop_.Ended(
       slot, LoadClock::now(),
-      {.request_id = 0, .status = absl::UnavailableError("the stream has ended"), .difference = {}, .timing = {}});
+      {.request_id = 0, .status = absl::UnavailableError("the stream has ended"), .difference = {}, .timing = {}},
+      /*is_last=*/true);
 }
 
 void StreamCall::PumpWrite() {
@@ -148,7 +149,8 @@ void StreamCall::OnFinished() {
   for (ItemSlot* slot : left) {
     // The fault is one wrong answer, whosever it was.
     loop_.Ended(*slot, LoadClock::now(),
-                {.request_id = 0, .status = status, .difference = std::exchange(fault_, {}), .timing = {}});
+                {.request_id = 0, .status = status, .difference = std::exchange(fault_, {}), .timing = {}},
+                /*is_last=*/true);
   }
   loop_.CallClosed();
 }

@@ -24,7 +24,7 @@ constexpr struct {
 double SecondsOf(std::chrono::nanoseconds duration) { return std::chrono::duration<double>(duration).count(); }
 
 double PerSecond(int64_t count, const Tally& tally) {
-  return static_cast<double>(count) / std::max(SecondsOf(tally.wall), 1e-9);
+  return tally.wall.count() > 0 ? static_cast<double>(count) / SecondsOf(tally.wall) : 0;
 }
 
 ExitCode Worse(ExitCode one, ExitCode other) {

@@ -23,6 +23,12 @@ constexpr std::string_view kWatch = "/grpc.health.v1.Health/Watch";
 constexpr size_t kPrefixBytes = 5;  // of a message: whether it is compressed, and its length, big-endian
 // The name of a service.
 constexpr size_t kMostRequestBytes = 4 << 10;
+// Of a request's header list, as HTTP/2 counts it: few bytes on the wire may name long fields of the connection's
+// table.
+constexpr size_t kMostHeaderBytes = 8 << 10;
+constexpr size_t kFieldOverhead = 32;
+// gRPC's clients take so much of a status.
+constexpr size_t kMostNamedBytes = 256;
 constexpr uint32_t kMostStreams = 32;
 // Of a turn, after which it is the others'.
 constexpr size_t kReadBytes = 16 << 10;
@@ -33,6 +39,12 @@ nghttp2_nv Field(std::string_view name, std::string_view value) {
     return const_cast<uint8_t*>(reinterpret_cast<const uint8_t*>(text.data()));
   };
   return {bytes(name), bytes(value), name.size(), value.size(), NGHTTP2_NV_FLAG_NONE};
+}
+
+bool IsGrpc(std::string_view content_type) {
+  constexpr std::string_view kGrpc = "application/grpc";
+  if (!content_type.starts_with(kGrpc)) return false;
+  return content_type.size() == kGrpc.size() || content_type[kGrpc.size()] == '+' || content_type[kGrpc.size()] == ';';
 }
 
 // As gRPC has grpc-message: what is not printable, and %, as %XX.
@@ -101,10 +113,13 @@ int HealthConnection::OnField(nghttp2_session*, const nghttp2_frame* frame, cons
                               const uint8_t* value, size_t value_length, uint8_t, void* user) {
   Stream* stream = static_cast<HealthConnection*>(user)->StreamOf(frame->hd.stream_id);
   if (stream == nullptr) return 0;
+  stream->header_bytes += name_length + value_length + kFieldOverhead;
+  if (stream->header_bytes > kMostHeaderBytes) return NGHTTP2_ERR_CALLBACK_FAILURE;  // ends the connection
   const std::string_view name_text(reinterpret_cast<const char*>(name), name_length);
   const std::string_view value_text(reinterpret_cast<const char*>(value), value_length);
   if (name_text == ":path" && value_length <= kWatch.size()) stream->path = value_text;
-  if (name_text == "content-type") stream->is_grpc = value_text.starts_with("application/grpc");
+  if (name_text == ":method") stream->is_post = value_text == "POST";
+  if (name_text == "content-type") stream->is_grpc = IsGrpc(value_text);
   return 0;
 }
 
@@ -164,8 +179,8 @@ bool HealthConnection::Tell() {
 }
 
 void HealthConnection::OnRequest(int32_t id, Stream& stream) {
-  if (!stream.is_grpc) {
-    const nghttp2_nv fields[] = {Field(":status", "415")};
+  if (!stream.is_post || !stream.is_grpc) {
+    const nghttp2_nv fields[] = {Field(":status", stream.is_post ? "415" : "405")};
     nghttp2_submit_response(session_.get(), id, fields, std::size(fields), /*data_prd=*/nullptr);
     return;
   }
@@ -186,7 +201,7 @@ void HealthConnection::OnRequest(int32_t id, Stream& stream) {
   } else {
     const HealthCheckResponse::ServingStatus status = ServingStatusOf(request.service(), serving_);
     if (status == HealthCheckResponse::SERVICE_UNKNOWN) {
-      return Refuse(id, grpc::StatusCode::NOT_FOUND, NoSuchService(request.service()));
+      return Refuse(id, grpc::StatusCode::NOT_FOUND, NoSuchService(request.service().substr(0, kMostNamedBytes)));
     }
     stream.answer = Message(status);
   }
@@ -215,7 +230,8 @@ void HealthConnection::Refuse(int32_t id, int status, const std::string& message
   const std::string code = absl::StrCat(status);
   const std::string encoded = PercentEncoded(message);
   const nghttp2_nv fields[] = {Field(":status", "200"), Field("content-type", "application/grpc"),
-                               Field("grpc-status", code), Field("grpc-message", encoded)};
+                               Field("grpc-accept-encoding", "identity"), Field("grpc-status", code),
+                               Field("grpc-message", encoded)};
   nghttp2_submit_response(session_.get(), id, fields, std::size(fields), /*data_prd=*/nullptr);
 }
 
@@ -223,7 +239,7 @@ void HealthConnection::TellWatch(int32_t id, Stream& stream) {
   if (!stream.watched) return;
   const HealthCheckResponse::ServingStatus status = ServingStatusOf(*stream.watched, serving_);
   if (status == stream.told) return;
-  stream.answer += Message(status);
+  stream.answer += Message(status);  // a peer's window may be shut: a few bytes for each change of the server's
   stream.told = status;
   nghttp2_session_resume_data(session_.get(), id);  // an error where it does not wait for more
 }

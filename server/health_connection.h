@@ -3,6 +3,7 @@
 
 #include <nghttp2/nghttp2.h>
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -15,7 +16,7 @@
 
 namespace nsa::metadata::server {
 
-// Does not wait: of a peer that doesn't take its answers nothing more is read. Not thread-safe.
+// Does not wait: of a peer that doesn't read its answers nothing more is read. Not thread-safe.
 class HealthConnection {
  public:
   // `serving` is what those who ask are told, and outlives it.
@@ -37,7 +38,9 @@ class HealthConnection {
  private:
   struct Stream {
     std::string path;
+    bool is_post = false;
     bool is_grpc = false;
+    size_t header_bytes = 0;
     std::string body;
     bool is_too_long = false;
     // Of a watch, the service's name and what it has been told.

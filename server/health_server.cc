@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -16,8 +17,8 @@ namespace nsa::metadata::server {
 namespace {
 
 // Probes come now and then, each on a connection or several on one that is kept. The next one more ends the oldest, so
-// that who opens many keeps no probe from being answered; they are of the descriptors that the callers' connections
-// leave (see Resolve), and where those are few, few.
+// that those who open many and stay keep no probe from being answered; they are of the descriptors that the callers'
+// connections leave (see Resolve), and where those are few, few.
 size_t MostConnections() {
   constexpr rlim_t kMost = 100;
   rlimit descriptors = {};
@@ -25,10 +26,10 @@ size_t MostConnections() {
   return std::min(kMost, std::max<rlim_t>(descriptors.rlim_cur / 8, 4));
 }
 
-// Connections accepted in a turn.
-constexpr int kAcceptsInARow = 64;
+// Connections accepted in a turn: of a flood of them each has some turns in which to ask before it is the oldest.
+constexpr size_t kAcceptsInATurn = 8;
 // How long to leave the listener alone when accepting fails for lack of memory or descriptors.
-constexpr int kPauseMs = 10;
+constexpr std::chrono::milliseconds kPause(10);
 
 }  // namespace
 
@@ -59,16 +60,18 @@ void HealthServer::SetServing(bool serving) {
 }
 
 void HealthServer::Turn() {
+  const bool accepts = Clock::now() >= accept_after_;
   std::vector<pollfd> waiting = {{wake_.get(), POLLIN, 0},
-                                 {listener_.fd(), static_cast<short>(accepting_ ? POLLIN : 0), 0}};
+                                 {listener_.fd(), static_cast<short>(accepts ? POLLIN : 0), 0}};
   for (const auto& connection : connections_) {
     waiting.push_back({connection->fd(), static_cast<short>(connection->wants_to_write() ? POLLOUT : POLLIN), 0});
   }
-  if (poll(waiting.data(), waiting.size(), accepting_ ? -1 : kPauseMs) < 0) {
-    if (errno != EINTR) spdlog::error("health: poll: {}", strerror(errno));
+  if (poll(waiting.data(), waiting.size(), accepts ? -1 : static_cast<int>(kPause.count())) < 0) {
+    if (errno == EINTR) return;
+    spdlog::error("health: poll: {}", strerror(errno));
+    std::this_thread::sleep_for(kPause);
     return;
   }
-  accepting_ = true;
   if (waiting[0].revents != 0) {
     eventfd_t count = 0;
     eventfd_read(wake_.get(), &count);
@@ -85,16 +88,17 @@ void HealthServer::Turn() {
 }
 
 void HealthServer::Accept() {
-  for (int i = 0; i < kAcceptsInARow; ++i) {
+  const size_t most = MostConnections();
+  for (size_t i = 0; i < std::min(kAcceptsInATurn, most / 4); ++i) {
     Descriptor fd(accept4(listener_.fd(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!fd) {
       if (errno == EAGAIN) return;
       if (errno != EMFILE && errno != ENFILE && errno != ENOBUFS && errno != ENOMEM) continue;  // the connection's own
-      accepting_ = false;
+      accept_after_ = Clock::now() + kPause;
       if (!connections_.empty()) EndOldest();
       return;
     }
-    if (connections_.size() >= MostConnections()) EndOldest();
+    if (connections_.size() >= most) EndOldest();
     connections_.push_back(std::make_unique<HealthConnection>(std::move(fd), told_));
     if (!connections_.back()->Write()) connections_.pop_back();
   }

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "server/acceptor.h"
 #include "server/address.h"
+#include "server/clock.h"
 #include "server/health_connection.h"
 #include "server/metrics.h"
 
@@ -43,7 +44,7 @@ class HealthServer {
   // The thread's own.
   bool told_ = false;                                           // what those who ask are told
   std::vector<std::unique_ptr<HealthConnection>> connections_;  // the oldest first
-  bool accepting_ = true;                                       // else not in the next turn
+  TimePoint accept_after_ = {};
   std::thread thread_;
 };
 
