@@ -50,11 +50,11 @@ class RawConnection:
     def __exit__(self, *_):
         self._socket.close()
 
-    def call(self, body, headers=(), path=EXPAND, content_type="application/grpc"):
+    def call(self, body, headers=(), path=EXPAND, content_type="application/grpc", method="POST"):
         """Sends a whole request, unless its stream is answered before; returns the stream's number."""
         stream = self._h2.get_next_available_stream_id()
         self._answers[stream] = Answer()
-        fixed = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", self._host)]
+        fixed = [(":method", method), (":scheme", "http"), (":path", path), (":authority", self._host)]
         grpc_headers = [("content-type", content_type), ("te", "trailers")]
         self._h2.send_headers(stream, [*fixed, *grpc_headers, *headers])
         self._flush()

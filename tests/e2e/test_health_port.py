@@ -69,6 +69,10 @@ def test_what_is_not_grpc_is_an_unsupported_media_type(server, content_type):
     assert answer.headers[":status"] == "415"
 
 
+def test_what_is_no_post_is_a_method_not_allowed(server):
+    assert answer_of(server, asked(""), method="PUT").headers[":status"] == "405"
+
+
 @pytest.mark.parametrize("content_type", ["application/grpc+proto", "application/grpc;charset=utf-8"])
 def test_grpc_of_any_message_format_is_answered(server, content_type):
     assert answer_of(server, asked(""), content_type=content_type).status == 0
