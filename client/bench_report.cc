@@ -66,6 +66,9 @@ std::string BenchText(const BenchRequest& request, const LoadOptions& options, c
                   " tokens; the reply has ", request.reply().ByteSizeLong(), " bytes\n");
   absl::StrAppend(&text, "load      ", LoadText(options), "\n", TallyText(result.tally, /*verified=*/true));
   if (options.rate > 0) absl::StrAppend(&text, "waited    ", result.waited, " came due with all in flight\n");
+  if (result.given_up > 0) {
+    absl::StrAppend(&text, "gave up   ", result.given_up, " of ", options.in_flight, " in flight reached no server\n");
+  }
   if (!result.timings.empty()) {
     text += "stages   ";
     for (const auto& [name, get] : kStages) {
@@ -84,7 +87,7 @@ std::string BenchJson(const BenchRequest& request, const LoadOptions& options, c
   json.Add("channels", int64_t{options.channels}).Add("streams", int64_t{options.streams});
   json.Add("in_flight", options.in_flight).Add("rate", options.rate);
   AddTally(result.tally, /*verified=*/true, json);
-  json.Add("waited", result.waited);
+  json.Add("waited", result.waited).Add("given_up", result.given_up);
   if (!result.timings.empty()) {
     JsonObject stages;
     for (const auto& [name, get] : kStages) stages.Add(name, MedianOf(result.timings, std::mem_fn(get)) * 1e-3);

@@ -152,6 +152,7 @@ absl::StatusOr<LoadResult> RunLoad(const BenchRequest& request, const LoadOption
     result.tally.Merge(part.tally);
     result.timings.insert(result.timings.end(), part.timings.begin(), part.timings.end());
     result.waited += part.waited;
+    result.given_up += part.given_up;
   }
   result.tally.Finish(wall);
   return result;

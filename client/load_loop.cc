@@ -89,7 +89,7 @@ void LoadLoop::Ended(LoadSlot& slot, LoadClock::time_point when, const Outcome& 
 
 void LoadLoop::GiveUp(LoadClock::time_point when) {
   --under_way_;
-  if (++given_up_ < slots_.size()) return;
+  if (++result_.given_up < static_cast<int64_t>(slots_.size())) return;
   server_gone_ = when;
   waiting_.clear();
 }

@@ -116,8 +116,7 @@ class LoadLoop {
   LoadResult result_ ABSL_GUARDED_BY(mutex_);
   int64_t under_way_ ABSL_GUARDED_BY(mutex_) = 0;
   bool all_sent_ ABSL_GUARDED_BY(mutex_) = false;
-  // Slots that have no further requests, since these reach no server; when all had come to that, if they have.
-  size_t given_up_ ABSL_GUARDED_BY(mutex_) = 0;
+  // When all slots had given up, if they have.
   std::optional<LoadClock::time_point> server_gone_ ABSL_GUARDED_BY(mutex_);
   std::deque<LoadSlot*> free_ ABSL_GUARDED_BY(mutex_);
   // When the requests were due that wait for a free place.

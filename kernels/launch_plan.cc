@@ -20,10 +20,10 @@ constexpr Table kToDeviceAll = {
     "bbbbbbbb", "rrrbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrbbbtt", "rrrbtttt", "rrrttttt", "bbtttttt", "bbtttttt",
 };
 constexpr Table kToHostFirstTwo = {
-    "bbbbbbbb", "rrrrbbbb", "rrrrbbbb", "rrrrrbbb", "rbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
+    "bbbbbbbb", "rrrrbbbb", "rrrrbbbb", "rrrrbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 constexpr Table kToHostAll = {
-    "bbbbbbbb", "rrbbbbbb", "rrrbbbbb", "rrrrbbbb", "rrbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
+    "bbbbbbbb", "rrbbbbbb", "rrrbbbbb", "rrrrbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 
 // Of fewer tokens a shape between two entries takes the lower one where the nearest is not binary's, which is never far
@@ -44,7 +44,8 @@ char At(const Table& table, long line, long letter) {
 }
 
 Kernel Quickest(const BatchShape& shape) {
-  if (shape.from_lengths && shape.num_sequences > kMostCheapSequences && shape.num_sequences <= kMostWideSequences) {
+  if (shape.from_lengths && shape.num_sequences > kMostCheapSequences &&
+      shape.num_sequences <= MostWideSequences(shape.first_two)) {
     return shape.total_tokens <= kMostWideBinaryTokens ? Kernel::kBinary : Kernel::kTile;
   }
   const Table& table = shape.to_host     ? shape.first_two ? kToHostFirstTwo : kToHostAll

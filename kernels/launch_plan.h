@@ -50,7 +50,7 @@ struct BatchShape {
 
 // Up to so many sequences whose lengths lie on the device each block may make the sums for itself, where few will do:
 // a thread a token up to so many tokens, tiles beyond.
-inline constexpr int32_t kMostWideSequences = 4'096;
+constexpr int32_t MostWideSequences(bool first_two) { return first_two ? 4'096 : 3'072; }
 inline constexpr int64_t kMostWideBinaryTokens = 66'000;
 
 // One of kLinear, kBinary, kRows and kTile.

@@ -81,7 +81,7 @@ absl::Status TryKernel(CudaLane& lane, int64_t num_sequences, bool alone, Output
 // Launches every kernel once, in each size that its parameters come in, over lengths that the host has laid out and
 // each way in which the device makes the sums: the first launch of one takes milliseconds.
 absl::Status TryKernels(CudaBackend& backend, const CudaOptions& options) {
-  constexpr int64_t kSizes[] = {1, 40, 64, 100, 128, 192, 512, 1024, 2048, 4097};
+  constexpr int64_t kSizes[] = {1, 40, 64, 100, 192, 300, 512, 1024, 2048, 4097};
   constexpr int64_t kMost = 4097;
   absl::StatusOr<HostBuffer> output = backend.AllocateOutput(kNumOutputs * (kMost + 1) * sizeof(int32_t));
   if (!output.ok()) return output.status();

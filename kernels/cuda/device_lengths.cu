@@ -2,9 +2,10 @@
 // sequences before it:
 //   up to 32 sequences     each warp scans them for itself, then goes on with its tokens
 //   up to 1,024 sequences  each block does
-//   up to 4,096            each block does, in more memory, where they are few
+//   up to 3,072 or 4,096   each block does, in more memory, where they are few
 //   more                   a kernel scans them by chunks, a block a chunk; in the one after it each block scans the 64
-//                          chunks' sums, and adds a sequence's chunk's to its own where it needs them
+//                          chunks' sums, and adds a sequence's chunk's to its own where it needs them; the scan may
+//                          take the lengths from the host's memory
 
 #include <cub/block/block_scan.cuh>
 #include <cub/warp/warp_scan.cuh>
@@ -155,7 +156,9 @@ constexpr size_t WideBytes(bool first_two, int32_t each) {
   return static_cast<size_t>(Spread(kThreads * each)) * (sizeof(int32_t) + (first_two ? 0 : sizeof(SumsBefore)));
 }
 
-constexpr size_t kMostWideBytes = WideBytes(/*first_two=*/false, kMostWideSequences / kThreads);
+// 48 KiB are a kernel's without asking, less what it declares.
+static_assert(WideBytes(/*first_two=*/true, MostWideSequences(true) / kThreads) <= 40 << 10);
+static_assert(WideBytes(/*first_two=*/false, MostWideSequences(false) / kThreads) <= 40 << 10);
 
 // FlatSums' functions, for sums that are spread.
 template <bool kFirstTwo>
@@ -259,12 +262,43 @@ struct ChunkedSums {
   }
 };
 
+// What a scan takes across the bus on its way.
+struct OnHost {
+  const int32_t* extend_seq_lens;  // [num_sequences]
+  const int32_t* seq_lens;         // [num_sequences]
+  int32_t* copies;                 // [2][num_sequences], the device's; null where the lengths are there already
+};
+
+// Copies kItems sequences a thread, from `begin` on and before `end`, all reads under way at once.
+template <int kItems>
+__device__ __forceinline__ void CopyLengths(const OnHost& host, int32_t num_sequences, int32_t begin, int32_t end) {
+  int32_t q[kItems];
+  int32_t s[kItems];
+#pragma unroll
+  for (int32_t item = 0; item < kItems; ++item) {
+    const int32_t b = begin + item * kThreads + static_cast<int32_t>(threadIdx.x);
+    if (b >= end) break;
+    q[item] = host.extend_seq_lens[b];
+    s[item] = host.seq_lens[b];
+  }
+#pragma unroll
+  for (int32_t item = 0; item < kItems; ++item) {
+    const int32_t b = begin + item * kThreads + static_cast<int32_t>(threadIdx.x);
+    if (b >= end) break;
+    host.copies[b] = q[item];
+    host.copies[num_sequences + b] = s[item];
+  }
+  __syncthreads();
+}
+
 template <bool kFirstTwo, int kItems>
-__device__ __forceinline__ Sums ScanChunk(const Chunked& source) {
+__device__ __forceinline__ Sums ScanChunk(const Chunked& source, const OnHost& host) {
+  const int32_t num_sequences = source.lengths.size.num_sequences;
   const int32_t chunk = static_cast<int32_t>(blockIdx.x) << source.shift;
-  const int32_t end = min(chunk + (1 << source.shift), source.lengths.size.num_sequences);
+  const int32_t end = min(chunk + (1 << source.shift), num_sequences);
   Sums sums = {};
   for (int32_t begin = chunk; begin < end; begin += kThreads * kItems) {
+    if (host.copies != nullptr) CopyLengths<kItems>(host, num_sequences, begin, end);
     sums = sums + ScanBlock<kFirstTwo, kItems>(source.lengths, begin, sums, source.first_tokens, source.sums_before);
     __syncthreads();  // the scan's memory is used again
   }
@@ -272,12 +306,12 @@ __device__ __forceinline__ Sums ScanChunk(const Chunked& source) {
 }
 
 template <bool kFirstTwo>
-__global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ Chunked source) {
+__global__ void __launch_bounds__(kThreads) ScanChunks(const __grid_constant__ Chunked source, OnHost host) {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();  // the next kernel may come and wait
 #endif
-  const Sums sums = (1 << source.shift) == kThreads ? ScanChunk<kFirstTwo, 1>(source)
-                                                    : ScanChunk<kFirstTwo, kFusedItems>(source);
+  const Sums sums = (1 << source.shift) == kThreads ? ScanChunk<kFirstTwo, 1>(source, host)
+                                                    : ScanChunk<kFirstTwo, kFusedItems>(source, host);
   if (threadIdx.x == 0) source.chunks[blockIdx.x] = sums;
 }
 
@@ -333,7 +367,7 @@ bool CanLaunchEarly() {
 }
 
 bool FitsWide(Kernel kernel, const BatchSize& size) {
-  return size.num_sequences <= kMostWideSequences &&
+  return size.num_sequences <= MostWideSequences(size.first_two) &&
          NumBlocks(kernel, size.num_sequences, size.num_tokens) <= kMostWideBlocks;
 }
 
@@ -342,12 +376,11 @@ cudaError_t LaunchWide(Kernel kernel, const DeviceLengths& lengths, int64_t* tot
   const int32_t each = (lengths.size.num_sequences + kThreads - 1) / kThreads;
   const Wide source = {.lengths = lengths, .each = each, .total_tokens = total_tokens};
   return Launch<Wide, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
-                                                  {.shared_bytes = WideBytes(lengths.size.first_two, each),
-                                                   .most_shared_bytes = kMostWideBytes});
+                                                  {.shared_bytes = WideBytes(lengths.size.first_two, each)});
 }
 
-cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
-                          const DoneFlags& done, cudaStream_t stream) {
+cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, const OnHost& host, int64_t* total_tokens,
+                          void* workspace, const DoneFlags& done, cudaStream_t stream) {
   const int32_t num_sequences = lengths.size.num_sequences;
   Chunked source = {.lengths = lengths,
                     .shift = 8,
@@ -368,7 +401,7 @@ cudaError_t LaunchChunked(Kernel kernel, const DeviceLengths& lengths, int64_t* 
   const auto blocks = static_cast<unsigned>(source.num_chunks);
   const void* scan = lengths.size.first_two ? reinterpret_cast<const void*>(&ScanChunks<true>)
                                             : reinterpret_cast<const void*>(&ScanChunks<false>);
-  void* parameters[] = {&source};
+  void* parameters[] = {&source, const_cast<OnHost*>(&host)};
   const cudaError_t error = cudaLaunchKernel(scan, dim3(blocks), dim3(kThreads), parameters, 0, stream);
   if (error != cudaSuccess) return error;
   return Launch<Chunked, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream,
@@ -386,7 +419,7 @@ cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64
                               const DoneFlags& done, cudaStream_t stream) {
   if (lengths.size.num_sequences > kMostFusedSequences) {
     if (FitsWide(kernel, lengths.size)) return LaunchWide(kernel, lengths, total_tokens, done, stream);
-    return LaunchChunked(kernel, lengths, total_tokens, workspace, done, stream);
+    return LaunchChunked(kernel, lengths, OnHost{}, total_tokens, workspace, done, stream);
   }
   if (lengths.size.num_sequences > kWarp) {
     const Fused source = {.lengths = lengths, .total_tokens = total_tokens};
@@ -394,6 +427,17 @@ cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64
   }
   const Few source = {.lengths = lengths, .total_tokens = total_tokens};
   return Launch<Few, Linear, Binary, Rows, Tile>(kernel, lengths.size, &source, done, stream);
+}
+
+cudaError_t LaunchFromHostLengths(Kernel kernel, const DeviceLengths& lengths, int32_t* copies, void* workspace,
+                                  const DoneFlags& done, cudaStream_t stream) {
+  if (lengths.size.num_sequences <= kMostFusedSequences) return cudaErrorInvalidValue;
+  const OnHost host = {
+      .extend_seq_lens = lengths.extend_seq_lens, .seq_lens = lengths.seq_lens, .copies = copies};
+  DeviceLengths on_device = lengths;
+  on_device.extend_seq_lens = copies;
+  on_device.seq_lens = copies + lengths.size.num_sequences;
+  return LaunchChunked(kernel, on_device, host, /*total_tokens=*/nullptr, workspace, done, stream);
 }
 
 }  // namespace nsa::metadata::kernels::cuda

@@ -31,4 +31,10 @@ size_t SumsWorkspaceBytes(int32_t num_sequences);
 cudaError_t LaunchFromLengths(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, void* workspace,
                               const DoneFlags& done, cudaStream_t stream);
 
+// The same of more than kMostFusedSequences whose lengths are in the host's memory, which the device can read. They
+// come to `copies`, [2][num_sequences] on the device, on the scan's way: a copy before the launch makes the launch wait
+// for another engine, which takes 4 us, or 11 where the launch was there first (H100).
+cudaError_t LaunchFromHostLengths(Kernel kernel, const DeviceLengths& lengths, int32_t* copies, void* workspace,
+                                  const DoneFlags& done, cudaStream_t stream);
+
 }  // namespace nsa::metadata::kernels::cuda

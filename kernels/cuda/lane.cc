@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& op
   Allocator& allocator = *options.allocator;
   void* memory = nullptr;
   const size_t lengths = std::max(LengthsBytes(limits.max_sequences), size_t{1});
-  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, lengths, cudaHostAllocDefault));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, lengths, cudaHostAllocMapped));
   std::unique_ptr<CudaLane> lane(new CudaLane(options, limits, PinnedMemory(memory)));
   cudaStream_t stream = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
@@ -73,7 +73,8 @@ absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& op
 
 cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
   const size_t bytes = BatchLayout(inline_.size).bytes;
-  const size_t most = inline_.size.num_requests == 1 ? kMostInlineBytesAlone : kMostInlineBytes;
+  const bool all_of_one = inline_.size.num_requests == 1 && !inline_.size.first_two;
+  const size_t most = all_of_one ? std::min(kMostInlineBytesOfAll, kMostInlineBytes) : kMostInlineBytes;
   if (bytes <= most && options_.plan.input != Input::kCopied) {
     LayOut(batch_, inline_.size, inline_.data);
     return LaunchInline(kernel, inline_, done, stream_.get());
@@ -88,18 +89,24 @@ cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
 
 cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
   const int64_t n = inline_.size.num_sequences;
-  auto* const q = static_cast<int32_t*>(batch_on_device());
+  auto* const copies = static_cast<int32_t*>(batch_on_device());
+  int32_t* const workspace = copies + 2 * n;
+  DeviceLengths lengths = {.extend_seq_lens = batch_.extend_seq_lens().data(),
+                           .seq_lens = batch_.seq_lens().data(),
+                           .size = inline_.size,
+                           .request = ToDevice(batch_.requests().front(), /*first_token=*/0)};
+  if (n > kMostFusedSequences && options_.plan.input != Input::kCopied) {
+    return LaunchFromHostLengths(kernel, lengths, copies, workspace, done, stream_.get());
+  }
+  lengths.extend_seq_lens = copies;
+  lengths.seq_lens = copies + n;
   const size_t row = static_cast<size_t>(n) * sizeof(int32_t);
   const cudaError_t error =
       n == 0 ? cudaSuccess
-             : cudaMemcpy2DAsync(q, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t), row, 2,
-                                 cudaMemcpyHostToDevice, stream_.get());
+             : cudaMemcpy2DAsync(copies, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t),
+                                 row, 2, cudaMemcpyHostToDevice, stream_.get());
   if (error != cudaSuccess) return error;
-  const DeviceLengths lengths = {.extend_seq_lens = q,
-                                 .seq_lens = q + n,
-                                 .size = inline_.size,
-                                 .request = ToDevice(batch_.requests().front(), /*first_token=*/0)};
-  return LaunchFromLengths(kernel, lengths, /*total_tokens=*/nullptr, q + 2 * n, done, stream_.get());
+  return LaunchFromLengths(kernel, lengths, /*total_tokens=*/nullptr, workspace, done, stream_.get());
 }
 
 absl::StatusOr<Kernel> CudaLane::Expand() {

@@ -299,26 +299,15 @@ const void* FunctionOf(Kernel kernel, bool first_two) {
 }
 
 struct LaunchOptions {
-  bool early = false;  // before the stream's last kernel is over; the kernel waits for it itself
-  // Of a block's memory, beside what its kernel declares; and the most that any launch of the kernel asks for, which is
-  // a kernel's own, whoever launches it.
-  size_t shared_bytes = 0;
-  size_t most_shared_bytes = 0;
+  bool early = false;       // before the stream's last kernel is over; the kernel waits for it itself
+  size_t shared_bytes = 0;  // of a block's memory, beside what its kernel declares
 };
-
-// What a kernel may have without asking: 48 KiB, less than 8 of which are declared.
-constexpr size_t kSharedBytesUnasked = 40 << 10;
 
 template <typename Source, typename... Versions>
 cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, DoneFlags done, cudaStream_t stream,
                    const LaunchOptions& options = {}) {
   const void* function = FunctionOf<Source, Versions...>(kernel, size.first_two);
   if (function == nullptr) return cudaErrorInvalidValue;
-  if (options.shared_bytes > kSharedBytesUnasked) {
-    const cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(options.most_shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(NumBlocks(kernel, size.num_sequences, size.num_tokens)));
   config.blockDim = dim3(kThreads);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <climits>
 #include <cstdlib>
 #include <string>
 #include <thread>
@@ -124,6 +125,23 @@ TEST(BenchProgramTest, GoesOnWhereNowAndThenACallReachesNoServer) {
   }
 }
 
+TEST(BenchProgramTest, SaysHowManyInFlightAStreamThatEndsEarlyTakesWithIt) {
+  std::atomic<int> streams = 0;
+  FakeServer server(nullptr, [&](FakeStream& stream) {
+    int items_left = ++streams == 1 ? 3 : INT_MAX;
+    for (v1::ExpandStreamRequest item; items_left > 0 && stream.Read(&item); --items_left) {
+      WriteTo(stream, ChunksOf(ReferenceOf(item.expand()), 0));
+    }
+    return grpc::Status::OK;
+  });
+  const Outcome outcome = RunProgram("bench --target " + server.target() +
+                                     " --warm_up 0s --duration 300ms --streams 2 --channels 2 --in_flight 4");
+  EXPECT_EQ(outcome.exit_code, 3) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("\ngave up   2 of 4 in flight reached no server\n"));
+  EXPECT_GE(Number(outcome.output, "\ntime"), 0.29) << outcome.output;
+  EXPECT_GE(Number(outcome.output, "\nreplies"), 20) << "the other stream goes on\n" << outcome.output;
+}
+
 TEST(BenchProgramTest, ALoadThatEndsEarlySaysSoByItsTime) {
   FakeServer server([](const v1::ExpandRequest&, v1::ExpandResponse&) {
     return grpc::Status(grpc::StatusCode::UNAVAILABLE, "gone");
@@ -133,6 +151,7 @@ TEST(BenchProgramTest, ALoadThatEndsEarlySaysSoByItsTime) {
         RunProgram("bench --target " + server.target() + " --duration 5s --in_flight 3 --json --warm_up " + warm_up);
     EXPECT_EQ(outcome.exit_code, 3) << outcome.output;
     EXPECT_LT(Number(outcome.output, "wall_s"), 4) << outcome.output;
+    EXPECT_EQ(Number(outcome.output, "given_up"), 3) << outcome.output;
     EXPECT_LT(Number(outcome.output, "calls_per_s"), 1e7) << outcome.output;
   }
 }

@@ -112,10 +112,25 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnLargeBatches) {
 TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfSequences) {
   std::mt19937_64 random(17);
   for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
-    for (size_t num_sequences : {1,   24,  26,  27,  44,  45,  57,  58,  98,  99,  109,   110,   157,  158,
-                                 182, 183, 261, 262, 263, 402, 403, 669, 670, 671, 3'000, 4'096, 4'097}) {
+    for (size_t num_sequences : {1,   32,  33,  65,    66,    72,    73,    145,   146,   266,   267,
+                                 533, 534, 535, 1'024, 1'025, 1'043, 1'044, 3'000, 4'096, 4'097, 16'385}) {
       const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ASSERT_EQ(expander_->Alone(request), testing::ReferenceArrays(request)) << num_sequences << " sequences";
+    }
+  }
+}
+
+TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfRequests) {
+  std::mt19937_64 random(18);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
+    for (size_t num_requests = 2; num_requests <= 120; num_requests += num_requests / 8 + 1) {
+      std::vector<TestRequest> requests;
+      std::vector<Arrays> want;
+      while (requests.size() < num_requests) {
+        requests.push_back(testing::ShortSequences(random, 1 + random() % 4, outputs));
+        want.push_back(testing::ReferenceArrays(requests.back()));
+      }
+      ASSERT_EQ(expander_->Together(requests), want) << num_requests << " requests";
     }
   }
 }

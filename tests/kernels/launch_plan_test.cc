@@ -56,12 +56,16 @@ TEST(LaunchPlanTest, AdaptiveTakesTheLowerOfTwoEntriesForFewTokens) {
 }
 
 TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSums) {
-  const auto from_lengths = [](int64_t num_sequences, int64_t total_tokens) {
-    return ChooseKernel({}, {.num_sequences = num_sequences, .total_tokens = total_tokens, .from_lengths = true});
+  const auto from_lengths = [](int64_t num_sequences, int64_t total_tokens, bool first_two = true) {
+    return ChooseKernel(
+        {},
+        {.num_sequences = num_sequences, .total_tokens = total_tokens, .first_two = first_two, .from_lengths = true});
   };
   EXPECT_EQ(from_lengths(4'096, 16'384), Kernel::kBinary);
   EXPECT_EQ(from_lengths(4'096, 262'144), Kernel::kTile);
   EXPECT_EQ(from_lengths(4'097, 16'384), Kernel::kRows) << "beyond them a launch of its own makes them";
+  EXPECT_EQ(from_lengths(3'072, 16'384, /*first_two=*/false), Kernel::kBinary);
+  EXPECT_EQ(from_lengths(3'073, 16'384, /*first_two=*/false), Kernel::kRows) << "sums that more outputs need take more";
   EXPECT_EQ(from_lengths(64, 100'000), Kernel::kBinary);
   EXPECT_EQ(from_lengths(64, 240'000), Kernel::kTile);
 }

@@ -183,7 +183,7 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnRandomRequests) {
 // As many as one warp scans, one block, one in more memory, several, and more than 64 chunks of a block's.
 TEST_P(LaunchersTest, AgreeWithTheReferenceOnManySequences) {
   std::mt19937_64 random(13);
-  for (size_t num_sequences : {31, 32, 33, 1'023, 1'024, 1'025, 3'000, 4'096, 4'097, 70'000}) {
+  for (size_t num_sequences : {31, 32, 33, 1'023, 1'024, 1'025, 3'000, 3'072, 3'073, 4'096, 4'097, 70'000}) {
     for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
       const TestRequest request = testing::ShortSequences(random, num_sequences, outputs);
       ExpectEqualToReference(request, std::to_string(num_sequences) + " sequences");
