@@ -28,6 +28,10 @@ inline int32_t* Put(int32_t* out, const int32_t* end, int64_t count, const Value
     return out + count;
   }
   int64_t i = 0;
+  if (count > kBlock) {  // from there on by whole cache lines, which a vector then never lies across
+    PutBlock<kShort>(out, 0, value_at);
+    i = kShort - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(int32_t) % kShort);
+  }
   for (; i + kBlock <= count; i += kBlock) PutBlock<kBlock>(out + i, static_cast<uint32_t>(i), value_at);
   if (room - i >= kBlock) {
     PutBlock<kBlock>(out + i, static_cast<uint32_t>(i), value_at);
