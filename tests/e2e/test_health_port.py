@@ -1,6 +1,8 @@
 """grpc.health.v1 on its own port: what it answers to whom, and what no peer of it can take from the others."""
 
 import itertools
+import os
+import resource
 import socket
 
 import grpc
@@ -111,6 +113,18 @@ def test_more_checks_at_once_than_a_connection_may_have_are_all_answered(server)
         stub = health_pb2_grpc.HealthStub(on)
         checks = [stub.Check.future(health_pb2.HealthCheckRequest(), timeout=TIMEOUT_S) for _ in range(500)]
         assert {check.result().status for check in checks} == {health_pb2.HealthCheckResponse.SERVING}
+
+
+def test_a_probe_is_answered_where_the_process_has_no_descriptor_left():
+    with Server("--backend=cpu") as server, RawConnection(server.health_address) as kept:
+        assert kept.answer(kept.call(asked(""), path=CHECK)).status == 0
+        pid = server.process.pid
+        taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (min(set(range(len(taken) + 1)) - taken), hard))
+        assert answer_of(server, asked("")).status == 0, "the one that was there makes room"
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="crowded") == 1
 
 
 def continuations():
