@@ -67,7 +67,8 @@ std::string BenchText(const BenchRequest& request, const LoadOptions& options, c
   absl::StrAppend(&text, "load      ", LoadText(options), "\n", TallyText(result.tally, /*verified=*/true));
   if (options.rate > 0) absl::StrAppend(&text, "waited    ", result.waited, " came due with all in flight\n");
   if (result.given_up > 0) {
-    absl::StrAppend(&text, "gave up   ", result.given_up, " of ", options.in_flight, " in flight reached no server\n");
+    absl::StrAppend(&text, "gave up   ", result.given_up, " of ", options.in_flight,
+                    " in flight: no server was reached, or their stream had ended\n");
   }
   if (!result.timings.empty()) {
     text += "stages   ";

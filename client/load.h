@@ -51,14 +51,15 @@ struct LoadResult {
   std::vector<v1::Timing> timings;
   // Requests that waited because in_flight were under way.
   int64_t waited = 0;
-  // How many fewer than in_flight there may have been at the end, since theirs reached no server.
+  // By how many fewer than in_flight there were at the end: two requests in a row of theirs reached no server, or their
+  // stream had ended.
   int64_t given_up = 0;
 };
 
 // Sends `request` as `options` say, and compares every reply with its own. Blocks for warm_up and duration, and until
 // every answer is there; it ends early, and its wall time with it, when no request reaches a server: a call that twice
-// in a row reached none is made no more, nor is an item of a stream that has ended (`given_up`). `progress` is called now and then
-// with the requests that have ended. INVALID_ARGUMENT names the option that is out of range.
+// in a row reached none is made no more, nor is an item of a stream that has ended (`given_up`). `progress` is called
+// now and then with the requests that have ended. INVALID_ARGUMENT names the option that is out of range.
 absl::StatusOr<LoadResult> RunLoad(const BenchRequest& request, const LoadOptions& options,
                                    const std::function<void(int64_t ended)>& progress);
 

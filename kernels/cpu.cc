@@ -4,6 +4,7 @@
 #include "kernels/cpu.h"
 
 #include <algorithm>
+#include <cstdint>
 
 namespace nsa::metadata::kernels {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 // short row itself.
 constexpr int64_t kShort = 16;
 constexpr int64_t kBlock = 128;
+// A cache line's.
+constexpr int64_t kLine = 64 / sizeof(int32_t);
 
 template <int64_t kCount, typename ValueAt>
 inline void PutBlock(int32_t* out, uint32_t begin, const ValueAt& value_at) {
@@ -29,8 +32,8 @@ inline int32_t* Put(int32_t* out, const int32_t* end, int64_t count, const Value
   }
   int64_t i = 0;
   if (count > kBlock) {  // from there on by whole cache lines, which a vector then never lies across
-    PutBlock<kShort>(out, 0, value_at);
-    i = kShort - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(int32_t) % kShort);
+    PutBlock<kLine>(out, 0, value_at);
+    i = kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) / sizeof(int32_t) % kLine);
   }
   for (; i + kBlock <= count; i += kBlock) PutBlock<kBlock>(out + i, static_cast<uint32_t>(i), value_at);
   if (room - i >= kBlock) {

@@ -24,7 +24,9 @@ std::optional<KernelChoice> ParseKernelChoice(std::string_view name);
 
 // How a batch's lengths reach the kernel.
 enum class Input : uint8_t {
-  kInline,  // in the launch, as a kernel parameter
+  // In the launch, as a kernel parameter, up to a size. Past it one request's are copied, or, where they are many, read
+  // from the host by the kernel that makes the sums; those of several are copied with their sums.
+  kInline,
   kCopied,  // copied to the device before the launch
 };
 
@@ -32,7 +34,7 @@ struct LaunchPlan {
   KernelChoice choice = KernelChoice::kAdaptive;
   // For kThreshold: linear search up to this many sequences.
   int64_t threshold = 16;
-  // Nothing: inline where there is room.
+  // Nothing: as kInline.
   std::optional<Input> input = std::nullopt;
 };
 
@@ -48,8 +50,9 @@ struct BatchShape {
   bool from_lengths = false;
 };
 
-// Up to so many sequences whose lengths lie on the device each block may make the sums for itself, where few will do:
-// a thread a token up to so many tokens, tiles beyond.
+// Up to so many sequences whose lengths lie on the device each block may make the sums for itself, where few blocks
+// will do: a thread a token up to so many tokens, tiles beyond. Three times the bytes a sequence, where more than the
+// first two outputs are asked, make a scan of its own the quicker one sooner (H100).
 constexpr int32_t MostWideSequences(bool first_two) { return first_two ? 4'096 : 3'072; }
 inline constexpr int64_t kMostWideBinaryTokens = 66'000;
 

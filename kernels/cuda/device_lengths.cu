@@ -2,10 +2,11 @@
 // sequences before it:
 //   up to 32 sequences     each warp scans them for itself, then goes on with its tokens
 //   up to 1,024 sequences  each block does
-//   up to 3,072 or 4,096   each block does, in more memory, where they are few
+//   up to 4,096, or 3,072  each block does, in more memory, where the blocks are few; 3,072 where more than the first
+//                          two outputs are asked
 //   more                   a kernel scans them by chunks, a block a chunk; in the one after it each block scans the 64
-//                          chunks' sums, and adds a sequence's chunk's to its own where it needs them; the scan may
-//                          take the lengths from the host's memory
+//                          chunks' sums, and adds a sequence's chunk's to its own where it needs them
+// More than 1,024 whose lengths are still in the host's memory are scanned by chunks too, and taken from there by that.
 
 #include <cub/block/block_scan.cuh>
 #include <cub/warp/warp_scan.cuh>

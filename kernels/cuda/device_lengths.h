@@ -1,4 +1,4 @@
-// The expansion of lengths that only the device knows: first the sums, then the tokens.
+// The expansion of lengths whose sums the device makes: first the sums, then the tokens.
 #pragma once
 
 #include <cuda_runtime.h>

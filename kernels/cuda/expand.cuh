@@ -67,7 +67,8 @@ struct Range {
 };
 
 // A batch in a kernel's hands. `Before` is FlatSums or has its functions: one type for sums in shared and in global
-// memory made nvcc 13.0 read the latter as the former. TokensOf is a sequence's extend_seq_len; RangeOf may be left out.
+// memory made nvcc 13.0 read the latter as the former. TokensOf is a sequence's extend_seq_len; RangeOf may be left
+// out.
 template <typename Before>
 struct Batch {
   BatchSize size;

@@ -15,11 +15,11 @@
 
 namespace nsa::metadata::kernels::cuda {
 
-// A stream and the batch's lengths, which travel to the device as a kernel parameter, or, where that has not enough
-// room, by one copy before it: as they are where they are one request's, and with sums that the host has made where
-// each request's begin anew. Many of one request's the kernel that makes the sums takes from the host's memory itself.
-// The kernel writes the outputs where they are sent from: pinned memory, across the bus. Nothing is allocated after
-// Create.
+// A stream and the batch's lengths, which travel to the device as a kernel parameter, or, past a size, by one copy
+// before it: as they are where they are one request's, and with sums that the host has made where each request's begin
+// anew. If one request has more than kMostFusedSequences nothing is copied: the kernel that makes the sums reads its
+// lengths from the host's memory. The kernel writes the outputs where they are sent from: pinned memory, across the
+// bus. Nothing is allocated after Create.
 class CudaLane final : public Lane {
  public:
   // `options` name an allocator.

@@ -137,7 +137,8 @@ TEST(BenchProgramTest, SaysHowManyInFlightAStreamThatEndsEarlyTakesWithIt) {
   const Outcome outcome = RunProgram("bench --target " + server.target() +
                                      " --warm_up 0s --duration 300ms --streams 2 --channels 2 --in_flight 4");
   EXPECT_EQ(outcome.exit_code, 3) << outcome.output;
-  EXPECT_THAT(outcome.output, HasSubstr("\ngave up   2 of 4 in flight reached no server\n"));
+  EXPECT_THAT(outcome.output,
+              HasSubstr("\ngave up   2 of 4 in flight: no server was reached, or their stream had ended\n"));
   EXPECT_GE(Number(outcome.output, "\ntime"), 0.29) << outcome.output;
   EXPECT_GE(Number(outcome.output, "\nreplies"), 20) << "the other stream goes on\n" << outcome.output;
 }

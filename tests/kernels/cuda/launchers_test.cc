@@ -9,7 +9,6 @@
 #include <random>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kernels/cuda/draft_extend_metadata.h"
@@ -316,36 +315,6 @@ TEST_F(DeviceTest, LaunchesThatShareAWorkspaceFollowEachOther) {
   for (int i = 0; i < kTimes; ++i) {
     for (int r = 0; r < 2; ++r) EXPECT_EQ(got[r][i]->Values(), want[r]) << "request " << r << ", launch " << i;
   }
-}
-
-// How much of a block's memory a kernel may ask for is the kernel's, not a launch's.
-TEST_F(DeviceTest, LaunchesThatTakeDifferentMemoryDoNotFailOneAnother) {
-  std::vector<std::thread> threads;
-  for (const size_t num_sequences : {3'100, 4'096}) {
-    threads.emplace_back([num_sequences] {
-      constexpr int kTimes = 500;
-      const DeviceArray lengths(std::vector<int32_t>(num_sequences, 1));
-      const DeviceArray values(std::vector<int32_t>(num_sequences + 1, kMarker));
-      DraftExtendMetadata metadata{.extend_seq_lens = lengths.data(),
-                                   .seq_lens = lengths.data(),
-                                   .num_sequences = static_cast<int64_t>(num_sequences),
-                                   .nsa_index_topk = 1,
-                                   .out = {},
-                                   .capacity = static_cast<int64_t>(num_sequences)};
-      metadata.out[static_cast<size_t>(Output::kNsaCuSeqlensK)] = values.data();  // for which all sums are made
-      cudaStream_t stream = nullptr;
-      ASSERT_CUDA_OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-      const Stream owner(stream);
-      FillWorkspace workspace;
-      for (int i = 0; i < kTimes; ++i) {
-        int64_t total_tokens = 0;
-        ASSERT_CUDA_OK(FillDraftExtendMetadata(metadata, Kernel::kBinary, stream, workspace, &total_tokens));
-        ASSERT_EQ(total_tokens, static_cast<int64_t>(num_sequences));
-      }
-      EXPECT_EQ(values.Values().back(), static_cast<int32_t>(num_sequences));
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
 }
 
 TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
