@@ -1,10 +1,12 @@
 // The parts that backends computing on the host share.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "kernels/backend.h"
 
@@ -17,12 +19,12 @@ using ExpandRequestFunction = void (*)(const PackedRequest& request, const int32
 // Expands with one function.
 class HostLane final : public Lane {
  public:
-  HostLane(Kernel kernel, ExpandRequestFunction expand, const LaneLimits& limits)
+  // `lengths`: room for two of each sequence's.
+  HostLane(Kernel kernel, ExpandRequestFunction expand, const LaneLimits& limits, HostBuffer lengths)
       : kernel_(kernel),
         expand_(expand),
-        extend_seq_lens_(limits.max_sequences),
-        seq_lens_(limits.max_sequences),
-        batch_(extend_seq_lens_, seq_lens_, limits.max_requests) {}
+        lengths_(std::move(lengths)),
+        batch_(Half(limits.max_sequences, 0), Half(limits.max_sequences, 1), limits.max_requests) {}
 
   PackedBatch& batch() override { return batch_; }
 
@@ -32,10 +34,14 @@ class HostLane final : public Lane {
   }
 
  private:
+  std::span<int32_t> Half(int64_t max_sequences, int64_t half) const {
+    const auto count = static_cast<size_t>(max_sequences);
+    return {reinterpret_cast<int32_t*>(lengths_.data()) + half * max_sequences, count};
+  }
+
   const Kernel kernel_;
   const ExpandRequestFunction expand_;
-  std::vector<int32_t> extend_seq_lens_;
-  std::vector<int32_t> seq_lens_;
+  const HostBuffer lengths_;  // [2][max_sequences], extend_seq_lens and seq_lens
   PackedBatch batch_;
 };
 
@@ -47,7 +53,10 @@ class HostBackend final : public Backend {
   BackendKind kind() const override { return kind_; }
   std::string device() const override { return device_; }
   absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) override {
-    return std::make_unique<HostLane>(kernel_, expand_, limits);
+    absl::StatusOr<HostBuffer> lengths =
+        AllocatePageable(std::max<size_t>(2 * static_cast<size_t>(limits.max_sequences) * sizeof(int32_t), 1));
+    if (!lengths.ok()) return lengths.status();
+    return std::make_unique<HostLane>(kernel_, expand_, limits, *std::move(lengths));
   }
   absl::StatusOr<HostBuffer> AllocateOutput(size_t bytes) override { return AllocatePageable(bytes); }
 

@@ -142,6 +142,11 @@ grpc::Status ToStatus(const Refusal& refusal) {
   return grpc::Status(refusal.code, refusal.message, status);
 }
 
+void AddPushback(const Refusal& refusal, grpc::ServerContextBase& call) {
+  if (refusal.retry_after.count() == 0) return;
+  call.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(refusal.retry_after.count()));
+}
+
 v1::Refusal ToProto(const Refusal& refusal, uint64_t request_id) {
   v1::Refusal proto;
   proto.set_request_id(request_id);

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/journey.h"
@@ -47,6 +48,8 @@ Refusal InternalFault(std::string message);
 // The status with google.rpc.ErrorInfo, BadRequest (where a field is at fault) and RetryInfo (where it may be tried
 // again) as details.
 grpc::Status ToStatus(const Refusal& refusal);
+// What goes with it: when gRPC's own retries may try again.
+void AddPushback(const Refusal& refusal, grpc::ServerContextBase& call);
 
 // The same as a stream's item's answer.
 v1::Refusal ToProto(const Refusal& refusal, uint64_t request_id);

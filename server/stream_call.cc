@@ -234,7 +234,7 @@ ReplyMessage StreamCall::Encode(uint64_t id, const Refusal& refusal) {
 }
 
 void StreamCall::OnWritten(bool ok) {
-  std::optional<Answered> answered;  // noted without the lock: it may be written to a log that nobody reads
+  std::optional<Answered> answered;
   {
     MutexLock lock(&mutex_);
     writing_ = false;
@@ -256,10 +256,7 @@ void StreamCall::OnWritten(bool ok) {
     if (!ok) caller_gone_ = true;
     Pump();
   }
-  if (answered) {
-    context_.slow_calls.Note(server_context_, Method::kExpandStream, answered->refused, answered->total_ns,
-                             answered->send_ns, answered->journey);
-  }
+  if (answered) Note(*answered);
   EndOperation();
 }
 
@@ -326,8 +323,13 @@ void StreamCall::PumpWrite() {
     for (const Outgoing& outgoing : outbox_) {
       if (!outgoing.last) continue;
       --unanswered_;
-      context_.metrics.ItemHandled(Nanoseconds(outgoing.item_arrived, now));
+      const uint64_t total_ns = Nanoseconds(outgoing.item_arrived, now);
+      context_.metrics.ItemHandled(total_ns);
       if (!outgoing.refused) context_.metrics.Cancelled(Stage::kSend);
+      unwritten_.push_back({.refused = outgoing.refused.value_or(v1::REFUSAL_REASON_CANCELLED),
+                            .journey = outgoing.journey,
+                            .total_ns = total_ns,
+                            .send_ns = 0});
     }
     outbox_.clear();
   }
@@ -343,11 +345,12 @@ void StreamCall::PumpFinish() {
   if (!ending || finishing_ || unanswered_ > 0 || admitting_ || taking_) return;
   finishing_ = true;
   if (draining_ && !reads_done_) refusal_ = Draining();
-  if (refusal_) context_.metrics.Refused(refusal_->reason);
+  if (refusal_) {
+    context_.metrics.Refused(refusal_->reason);
+    AddPushback(*refusal_, server_context_);
+  }
   const grpc::Status status = refusal_ ? ToStatus(*refusal_) : grpc::Status::OK;
-  const bool cut = caller_gone_ && status.ok();
-  context_.metrics.CallHandled(Method::kExpandStream, cut ? grpc::StatusCode::CANCELLED : status.error_code(),
-                               Nanoseconds(arrived_, Clock::now()));
+  code_ = status.error_code();
   stream_.Finish(status, StartOperation(&finished_tag_));
 }
 
@@ -356,11 +359,27 @@ void* StreamCall::StartOperation(CompletionTag* tag) {
   return Started(tag);
 }
 
+void StreamCall::Note(const Answered& answered) {
+  context_.slow_calls.Note(server_context_, Method::kExpandStream, answered.refused, answered.total_ns,
+                           answered.send_ns, answered.journey);
+}
+
 void StreamCall::EndOperation() {
-  {
+  grpc::StatusCode code = grpc::StatusCode::OK;
+  for (std::vector<Answered> unwritten;;) {
+    for (const Answered& item : unwritten) Note(item);
+    unwritten.clear();
     MutexLock lock(&mutex_);
-    if (--operations_ > 0) return;
+    if (unwritten_.empty()) {
+      if (--operations_ > 0) return;
+      code = code_;
+      break;
+    }
+    unwritten.swap(unwritten_);
   }
+  // Only now is it known: a caller that goes while nothing is in flight looks at first like one that sends no more.
+  if (code == grpc::StatusCode::OK && server_context_.IsCancelled()) code = grpc::StatusCode::CANCELLED;
+  context_.metrics.CallHandled(Method::kExpandStream, code, Nanoseconds(arrived_, Clock::now()));
   context_.streams.Remove(this);
   delete this;
 }

@@ -8,6 +8,7 @@
 #include <optional>
 #include <unordered_map>
 #include <unordered_set>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "grpcpp/alarm.h"
@@ -70,7 +71,7 @@ class StreamCall {
     std::optional<uint64_t> frees_id;
   };
 
-  // An item whose last message was written.
+  // An item whose last message was written, or will not be.
   struct Answered {
     std::optional<v1::RefusalReason> refused;
     std::optional<Journey> journey;
@@ -113,6 +114,8 @@ class StreamCall {
   // Tells whether the stream is read no further for now.
   void NoteWait() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void* StartOperation(CompletionTag* tag) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // May write to a log that nobody reads.
+  void Note(const Answered& answered) ABSL_LOCKS_EXCLUDED(mutex_);
   // An operation or item has ended; may delete the call.
   void EndOperation() ABSL_LOCKS_EXCLUDED(mutex_);
 
@@ -144,6 +147,7 @@ class StreamCall {
   // that.
   std::unordered_set<uint64_t> ids_ ABSL_GUARDED_BY(mutex_);
   std::deque<Outgoing> outbox_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Answered> unwritten_ ABSL_GUARDED_BY(mutex_);  // answers that nobody is there to read, to be noted
   // Items read whose last answer is not written yet.
   int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
   int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
@@ -160,6 +164,7 @@ class StreamCall {
   // When the last message was read or written.
   TimePoint last_message_ ABSL_GUARDED_BY(mutex_);
   std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);  // of the call as a whole
+  grpc::StatusCode code_ ABSL_GUARDED_BY(mutex_) = grpc::StatusCode::OK;
 };
 
 }  // namespace nsa::metadata::server

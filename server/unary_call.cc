@@ -68,9 +68,7 @@ void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) 
 
 void UnaryCall::SendRefusal(const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
-  if (refusal.retry_after.count() > 0) {
-    server_context_.AddTrailingMetadata("grpc-retry-pushback-ms", std::to_string(refusal.retry_after.count()));
-  }
+  AddPushback(refusal, server_context_);
   answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
   code_ = refusal.code;
   refused_ = refusal.reason;

@@ -124,6 +124,12 @@ class Stream {
     return stream_->Finish();
   }
   void TryCancel() { context_.TryCancel(); }
+  // What came with the status, which was End's.
+  std::string Pushback() const {
+    const auto& trailers = context_.GetServerTrailingMetadata();
+    const auto pushback = trailers.find("grpc-retry-pushback-ms");
+    return pushback == trailers.end() ? "" : std::string(pushback->second.data(), pushback->second.size());
+  }
 
  private:
   grpc::ClientContext context_;
@@ -320,6 +326,7 @@ TEST(StreamTest, DrainAnswersWhatWasReadAndEndsUnavailable) {
   const grpc::Status status = stream.End();
   EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAVAILABLE) << status.error_message();
   EXPECT_EQ(testing::ErrorInfoOf(status), "DRAINING  0 0");
+  EXPECT_EQ(stream.Pushback(), "50") << "milliseconds, for gRPC's own retries";
   drain.join();
   EXPECT_EQ(server.server().live_calls(), 0);
 }

@@ -2,6 +2,7 @@
 
 import collections
 import math
+import queue
 import socket
 import subprocess
 import urllib.request
@@ -90,6 +91,21 @@ def test_counts_equal_the_callers_own(own_server, stubs, pb):
     for stage in STAGES:
         wanted = batches if stage in ("pack", "device") else ok
         assert scrape.total("nsa_metadata_stage_seconds_count", stage=stage) == wanted, stage
+
+
+def test_a_stream_that_is_cut_while_nothing_is_in_flight_is_counted_as_cancelled(own_server, stubs, pb):
+    def handled(code):
+        return own_server.metrics().total("grpc_server_handled_total", grpc_method="ExpandStream", grpc_code=code)
+
+    items = queue.SimpleQueue()
+    items.put(pb.ExpandStreamRequest(expand=good(pb)))
+    with channel(own_server.address) as on:
+        answers = stubs.rpc.MetadataServiceStub(on).ExpandStream(iter(items.get, None), timeout=TIMEOUT_S)
+        assert list(next(answers).expansion.seqlens_expanded)
+        answers.cancel()
+        items.put(None)
+        eventually(lambda: handled("Canceled") == 1, "it is counted")
+    assert handled("OK") == 0
 
 
 def test_each_stage_is_observed_once_for_each_answer(own_server, pb):

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import queue
 import re
 import urllib.request
 
@@ -91,6 +92,22 @@ def test_one_whose_deadline_passed_in_the_queue_says_how_long_it_waited(stubs, p
     fields = text_fields(line)
     assert float(fields["queue_s"]) >= 0.1 and fields["tokens"] == "5", line
     assert not {"device_s", "kernel", "batch_requests"} & fields.keys(), "nothing was computed"
+
+
+def test_a_streams_item_whose_caller_left_is_logged_too(stubs, pb):
+    flags = ["--batch_time=1s", "--lanes=1", "--completion_queues=2", "--slow_call_threshold=20ms"]
+    items = queue.SimpleQueue()
+    items.put(pb.ExpandStreamRequest(expand=request(pb)))
+    with Server(*flags, program=TEST_SERVER) as server, channel(server.address) as first, channel(server.address) as second:
+        answered = stubs.rpc.MetadataServiceStub(first).Expand.future(request(pb), timeout=TIMEOUT_S)
+        eventually(lambda: server.metrics().total("nsa_metadata_admitted_total") == 1, "it is admitted, to the only lane")
+        stream = stubs.rpc.MetadataServiceStub(second).ExpandStream(iter(items.get, None), timeout=TIMEOUT_S)
+        eventually(lambda: server.metrics().total("nsa_metadata_admitted_total") == 2, "the item waits behind it")
+        stream.cancel()
+        items.put(None)
+        answered.result()
+        line = eventually(lambda: [line for line in slow_lines(server.log) if "outcome=cancelled" in line], "the item is logged")[0]
+    assert text_fields(line)["method"] == "ExpandStream", line
 
 
 def test_a_caller_over_its_share_is_named_once_a_second(stubs, pb):

@@ -175,6 +175,11 @@ TEST_P(BackendTest, RefusesABatchOverItsLanesRoom) {
   EXPECT_EQ(small->batch().requests().size(), 2u);
 }
 
+TEST(CpuBackendTest, SaysWhenThereIsNoMemoryForALane) {
+  const auto lane = CreateCpuBackend()->CreateLane({.max_sequences = int64_t{1} << 50, .max_requests = 1});
+  EXPECT_EQ(lane.status().code(), absl::StatusCode::kResourceExhausted) << lane.status();
+}
+
 TEST(CudaBackendTest, LeavesBatchesOfFewerTokensToTheCpuWhenToldTo) {
   const absl::StatusOr<std::unique_ptr<Backend>> backend = CreateCudaBackend({.cpu_below_tokens = 60});
   if (!backend.ok()) GTEST_SKIP() << backend.status().message();
