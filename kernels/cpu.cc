@@ -14,7 +14,7 @@ namespace {
 // short row itself.
 constexpr int64_t kShort = 16;
 constexpr int64_t kBlock = 128;
-// A cache line's.
+// Values in a cache line.
 constexpr int64_t kLine = 64 / sizeof(int32_t);
 
 template <int64_t kCount, typename ValueAt>

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
-#include <span>
 #include <string>
 #include <utility>
 
@@ -19,12 +18,12 @@ using ExpandRequestFunction = void (*)(const PackedRequest& request, const int32
 // Expands with one function.
 class HostLane final : public Lane {
  public:
-  // `lengths`: room for two of each sequence's.
+  // `lengths`: PackedBatch::LengthsBytes of the most sequences.
   HostLane(Kernel kernel, ExpandRequestFunction expand, const LaneLimits& limits, HostBuffer lengths)
       : kernel_(kernel),
         expand_(expand),
         lengths_(std::move(lengths)),
-        batch_(Half(limits.max_sequences, 0), Half(limits.max_sequences, 1), limits.max_requests) {}
+        batch_(reinterpret_cast<int32_t*>(lengths_.data()), limits.max_sequences, limits.max_requests) {}
 
   PackedBatch& batch() override { return batch_; }
 
@@ -34,14 +33,9 @@ class HostLane final : public Lane {
   }
 
  private:
-  std::span<int32_t> Half(int64_t max_sequences, int64_t half) const {
-    const auto count = static_cast<size_t>(max_sequences);
-    return {reinterpret_cast<int32_t*>(lengths_.data()) + half * max_sequences, count};
-  }
-
   const Kernel kernel_;
   const ExpandRequestFunction expand_;
-  const HostBuffer lengths_;  // [2][max_sequences], extend_seq_lens and seq_lens
+  const HostBuffer lengths_;
   PackedBatch batch_;
 };
 
@@ -54,7 +48,7 @@ class HostBackend final : public Backend {
   std::string device() const override { return device_; }
   absl::StatusOr<std::unique_ptr<Lane>> CreateLane(const LaneLimits& limits) override {
     absl::StatusOr<HostBuffer> lengths =
-        AllocatePageable(std::max<size_t>(2 * static_cast<size_t>(limits.max_sequences) * sizeof(int32_t), 1));
+        AllocatePageable(std::max<size_t>(PackedBatch::LengthsBytes(limits.max_sequences), 1));
     if (!lengths.ok()) return lengths.status();
     return std::make_unique<HostLane>(kernel_, expand_, limits, *std::move(lengths));
   }

@@ -9,6 +9,10 @@ PackedBatch::PackedBatch(std::span<int32_t> extend_seq_lens, std::span<int32_t> 
   requests_.reserve(static_cast<size_t>(max_requests));
 }
 
+PackedBatch::PackedBatch(int32_t* lengths, int64_t max_sequences, int64_t max_requests)
+    : PackedBatch({lengths, static_cast<size_t>(max_sequences)},
+                  {lengths + max_sequences, static_cast<size_t>(max_sequences)}, max_requests) {}
+
 bool PackedBatch::Add(const RequestSpec& spec, std::span<const int32_t> extend_seq_lens,
                       std::span<const int32_t> seq_lens, int64_t total_tokens, const OutputPointers& out) {
   const size_t room = std::min(extend_seq_lens_.size(), seq_lens_.size()) - num_sequences_;

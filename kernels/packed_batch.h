@@ -38,6 +38,11 @@ class PackedBatch {
  public:
   // `extend_seq_lens` and `seq_lens` are room for as many sequences as they are long; they outlive the batch.
   PackedBatch(std::span<int32_t> extend_seq_lens, std::span<int32_t> seq_lens, int64_t max_requests);
+  // `lengths`: LengthsBytes(max_sequences) for both arrays, [2][max_sequences], extend_seq_lens and seq_lens.
+  PackedBatch(int32_t* lengths, int64_t max_sequences, int64_t max_requests);
+  static constexpr size_t LengthsBytes(int64_t num_sequences) {
+    return 2 * static_cast<size_t>(num_sequences) * sizeof(int32_t);
+  }
 
   // Appends a request. `extend_seq_lens` and `seq_lens` are [num_sequences], none negative, `total_tokens` the first
   // one's sum. False, and nothing is added, when it or its sequences do not fit.

@@ -163,8 +163,8 @@ class StreamCall {
   uint64_t item_send_ns_ ABSL_GUARDED_BY(mutex_) = 0;  // of the answer under way, so far
   // When the last message was read or written.
   TimePoint last_message_ ABSL_GUARDED_BY(mutex_);
-  std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);  // of the call as a whole
-  grpc::StatusCode code_ ABSL_GUARDED_BY(mutex_) = grpc::StatusCode::OK;
+  std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);                // of the call as a whole
+  grpc::StatusCode code_ ABSL_GUARDED_BY(mutex_) = grpc::StatusCode::OK;  // that it was finished with
 };
 
 }  // namespace nsa::metadata::server

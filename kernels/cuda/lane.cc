@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
-#include <span>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -32,13 +31,9 @@ size_t MostBytes(const LaneLimits& limits) {
 }
 
 // What a batch's lengths take, and the sums that the device makes of them.
-size_t LengthsBytes(int64_t num_sequences) { return 2 * static_cast<size_t>(num_sequences) * sizeof(int32_t); }
 size_t MostBytesFromLengths(const LaneLimits& limits) {
-  return LengthsBytes(limits.max_sequences) + SumsWorkspaceBytes(static_cast<int32_t>(limits.max_sequences));
-}
-
-std::span<int32_t> Half(void* lengths, int64_t max_sequences, int64_t half) {
-  return {static_cast<int32_t*>(lengths) + half * max_sequences, static_cast<size_t>(max_sequences)};
+  return PackedBatch::LengthsBytes(limits.max_sequences) +
+         SumsWorkspaceBytes(static_cast<int32_t>(limits.max_sequences));
 }
 
 }  // namespace
@@ -47,13 +42,13 @@ CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedM
     : options_(options),
       max_sequences_(limits.max_sequences),
       lengths_(std::move(lengths)),
-      batch_(Half(lengths_.get(), max_sequences_, 0), Half(lengths_.get(), max_sequences_, 1), limits.max_requests) {}
+      batch_(static_cast<int32_t*>(lengths_.get()), max_sequences_, limits.max_requests) {}
 
 absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& options, const LaneLimits& limits) {
   NSA_RETURN_IF_CUDA_ERROR(UseDevice(options.device));
   Allocator& allocator = *options.allocator;
   void* memory = nullptr;
-  const size_t lengths = std::max(LengthsBytes(limits.max_sequences), size_t{1});
+  const size_t lengths = std::max(PackedBatch::LengthsBytes(limits.max_sequences), size_t{1});
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, lengths, cudaHostAllocMapped));
   std::unique_ptr<CudaLane> lane(new CudaLane(options, limits, PinnedMemory(memory)));
   cudaStream_t stream = nullptr;

@@ -29,7 +29,7 @@ class CudaLane final : public Lane {
   absl::StatusOr<Kernel> Expand() override;
 
  private:
-  // `lengths`: room for two of each sequence's.
+  // `lengths`: PackedBatch::LengthsBytes of the most sequences.
   CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths);
   absl::StatusOr<Kernel> ExpandOnDevice();
   // What a batch takes of the device's memory.
