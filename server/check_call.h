@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "grpcpp/server_context.h"
+#include "grpcpp/support/byte_buffer.h"
 #include "server/metrics.h"
 #include "server/refusal.h"
 #include "server/service.h"
@@ -18,5 +19,8 @@ int64_t MetadataBytes(const grpc::ServerContextBase& call);
 // lets some of them pass.
 std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
                                  const CallContext& context);
+
+// Refuses a message of more than max_receive_message bytes, and a compressed one.
+std::optional<Refusal> CheckMessage(const grpc::ByteBuffer& message, const CallContext& context);
 
 }  // namespace nsa::metadata::server

@@ -16,10 +16,12 @@ int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt6
 }  // namespace
 
 void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options) {
-  builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_message));
-  // A small compressed message may inflate to anything before its size is checked.
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_DEFLATE, false);
-  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);
+  // What gRPC refuses never reaches us, and what never reaches us is held against its connection: so large messages and
+  // compressed ones are refused by us (see CheckMessage). Its limit acts only when a message is whole, like ours.
+  builder.SetMaxReceiveMessageSize(-1);
+  // A small compressed message may inflate to anything.
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
+  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
   // gRPC's own limit is a coarse one, far behind ours: what passes it fails other calls of the connection too.
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(8 * options.max_metadata_bytes));
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));

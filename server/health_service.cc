@@ -2,6 +2,7 @@
 
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "grpcpp/server_context.h"
@@ -45,7 +46,7 @@ class Check {
       return;
     }
     place_.Begin();
-    health_.Arrived(context_);
+    health_.Arrived(context_, &request_);
     new Check(health_, queue_);
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
@@ -100,7 +101,7 @@ class WatchCall {
       return;
     }
     place_.Begin();
-    health_.Arrived(context_);
+    health_.Arrived(context_, &request_);
     new WatchCall(health_, queue_);
     health_.Add(this);
     EndOperation();
@@ -170,8 +171,13 @@ void HealthService::AwaitCalls(grpc::ServerCompletionQueue& queue) {
   new WatchCall(*this, queue);
 }
 
-void HealthService::Arrived(const grpc::ServerContext& call) {
-  delivered_.Add(SlotOf(ParsePeer(call.peer())), static_cast<size_t>(MetadataBytes(call)));
+void HealthService::Arrived(const grpc::ServerContext& call, HealthCheckRequest* request) {
+  const auto metadata_bytes = static_cast<size_t>(MetadataBytes(call));
+  delivered_.Add(SlotOf(ParsePeer(call.peer())), request->ByteSizeLong() + metadata_bytes);
+  constexpr size_t kMostNameBytes = 200;  // a watch keeps them for as long as it lasts
+  HealthCheckRequest kept;
+  kept.set_service(request->service().substr(0, kMostNameBytes));
+  *request = std::move(kept);
 }
 
 void HealthService::SetServing(bool serving) {

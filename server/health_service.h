@@ -46,7 +46,8 @@ class HealthService {
   // For its calls.
   AsyncService& service() { return service_; }
   LiveCalls& live() { return live_; }
-  void Arrived(const grpc::ServerContext& call);
+  // Counts what came, and leaves of `request` no more than a service's name may be long.
+  void Arrived(const grpc::ServerContext& call, grpc::health::v1::HealthCheckRequest* request);
   ServingStatus StatusOf(const std::string& name);
   void Add(WatchCall* watch);
   void Remove(WatchCall* watch);

@@ -82,6 +82,13 @@ void StreamCall::OnRead(bool ok) {
 
 void StreamCall::Take(const grpc::ByteBuffer& message) {
   context_.delivered.Add(caller_.slot, message.Length());
+  if (std::optional<Refusal> refusal = CheckMessage(message, context_)) {
+    // Whose it was can't be told: it ends the stream, once what came before is answered.
+    MutexLock lock(&mutex_);
+    refusal_ = std::move(refusal);
+    reads_done_ = true;
+    return;
+  }
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
   task->account = caller_.account;

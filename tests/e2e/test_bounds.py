@@ -49,6 +49,27 @@ def test_a_compression_bomb_is_refused_without_being_inflated(server, stubs, pb)
         assert grown <= 4 * MEBIBYTE, f"attempt {attempt} raised the server's memory by {grown / MEBIBYTE:.1f} MiB"
 
 
+def test_messages_that_are_refused_are_not_held_against_their_connection(stubs, pb):
+    # Of each kind twice as much as all connections together may send without asking anything.
+    sent = 8 * MEBIBYTE
+    too_large = pb.ExpandRequest(extend_seq_lens=range(250_000), seq_lens=range(250_000))
+    compressed = pb.ExpandRequest(extend_seq_lens=np.random.default_rng(1).integers(0, 1 << 30, 100_000))
+    with Server("--backend=cpu", "--max_undelivered_bytes=4194304") as server, channel(server.address) as on:
+        stub = stubs.rpc.MetadataServiceStub(on)
+        for request, compression, code in (
+            (too_large, None, grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (compressed, grpc.Compression.Gzip, grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            for _ in range(0, sent, request.ByteSize()):
+                with pytest.raises(grpc.RpcError) as unary:
+                    stub.Expand(request, timeout=TIMEOUT_S, compression=compression)
+                items = iter([pb.ExpandStreamRequest(expand=request)])
+                with pytest.raises(grpc.RpcError) as stream:
+                    list(stub.ExpandStream(items, timeout=TIMEOUT_S, compression=compression))
+                assert [unary.value.code(), stream.value.code()] == [code, code], (unary.value, stream.value)
+        assert server.metrics().total("nsa_metadata_connections_ended_total", reason="undelivered") == 0
+
+
 @pytest.mark.parametrize("headers", [[], [("grpc-encoding", "identity")]], ids=["no encoding", "identity"])
 def test_a_compressed_message_without_its_encoding_is_refused(server, headers):
     with RawConnection(server.address) as peer:

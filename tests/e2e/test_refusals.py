@@ -22,6 +22,8 @@ CODE_LABELS = {
     INVALID: "InvalidArgument",
     grpc.StatusCode.UNAVAILABLE: "Unavailable",
     grpc.StatusCode.DEADLINE_EXCEEDED: "DeadlineExceeded",
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "ResourceExhausted",
+    grpc.StatusCode.UNIMPLEMENTED: "Unimplemented",
 }
 # A reply of at least 1 MB, from few bytes.
 MEGABYTE = {"extend_seq_lens": [250_000], "seq_lens": [300_000], "outputs": [OUTPUT_NUMBERS["positions"]]}
@@ -264,19 +266,24 @@ def test_metadata_over_their_limit_are_refused(server, stub, pb):
     assert refusal.violated_fields == ["metadata"]
 
 
-def test_a_message_over_max_receive_message_is_refused_by_grpc(stub, pb):
+def test_a_message_over_max_receive_message_is_refused(server, stub, pb):
     lengths = [1] * 140_000
-    refusal = refused(stub.Expand, ask(pb, extend_seq_lens=lengths, seq_lens=lengths))
+    request = ask(pb, extend_seq_lens=lengths, seq_lens=lengths)
+    with counted(server, {grpc.StatusCode.RESOURCE_EXHAUSTED: 1, grpc.StatusCode.OK: 1}, {"message_too_large": 1}):
+        refusal = refused(stub.Expand, request)
+        stub.Expand(ask(pb, **LENGTHS), timeout=TIMEOUT_S)
     assert refusal.code == grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert re.search(r"\b1120\d{3}\b.*\b1048576\b", refusal.message), "it names size and limit"
-    stub.Expand(ask(pb, **LENGTHS), timeout=TIMEOUT_S)
+    assert (refusal.reason, refusal.value, refusal.limit) == ("MESSAGE_TOO_LARGE", request.ByteSize(), 1 << 20)
+    assert re.search(rf"\b{request.ByteSize()}\b.*\bmax_receive_message 1048576\b", refusal.message), "it names size and limit"
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate], ids=["gzip", "deflate"])
-def test_a_compressed_message_is_unimplemented(stub, pb, compression):
+def test_a_compressed_message_is_unimplemented(server, stub, pb, compression):
     request = ask(pb, extend_seq_lens=[1] * 1000, seq_lens=[9] * 1000)
-    refusal = refused(stub.Expand, request, compression=compression)
+    with counted(server, {grpc.StatusCode.UNIMPLEMENTED: 1}, {"compressed": 1}):
+        refusal = refused(stub.Expand, request, compression=compression)
     assert refusal.code == grpc.StatusCode.UNIMPLEMENTED
+    assert refusal.reason == "COMPRESSED"
     assert_right(stub.Expand(request, timeout=TIMEOUT_S), request, "REPEAT")
 
 

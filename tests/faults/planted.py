@@ -236,7 +236,7 @@ FAULTS = [
           '"128",\n                                            "request_timeout_ms", "1000"',
           '"50",\n                                            "request_timeout_ms", "60000"', row("R22"), r""),
     Fault("R24", "inflates-what-comes", CHANNEL,
-          "  builder.SetCompressionAlgorithmSupportStatus(GRPC_COMPRESS_GZIP, false);\n", "",
+          "  builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);\n", "",
           pytest("test_bounds.py::test_a_compression_bomb_is_refused_without_being_inflated"), r"1 failed"),
     Fault("R26", "takes-all-connections", ACCEPTOR,
           "    if (Full()) {", "    if (false) {", row("R26"), r"refused, counted .*missed"),
