@@ -74,9 +74,12 @@ ABSL_FLAG(absl::Duration, batch_delay, kDefault.batch.batch_delay,
 ABSL_FLAG(int64_t, max_queue_requests, kDefault.batch.max_queue_requests, "Requests that may wait for a lane");
 ABSL_FLAG(int64_t, output_budget_bytes, kDefault.output_budget_bytes,
           "Bytes of replies in the server at once, in blocks of 64 KiB");
+ABSL_FLAG(int64_t, lengths_budget_bytes, kDefault.lengths_budget_bytes,
+          "Bytes of lengths in the server at once, 8 a sequence, of requests that are read and not answered yet; those "
+          "of up to 128 sequences are not counted");
 ABSL_FLAG(double, caller_share, kDefault.caller_share,
-          "The part of output_budget_bytes and max_queue_requests that one caller may have while more than half is in "
-          "use");
+          "The part of output_budget_bytes, lengths_budget_bytes and max_queue_requests that one caller may have while "
+          "more than half is in use");
 ABSL_FLAG(std::vector<std::string>, trusted_proxies, kDefault.trusted_proxies,
           "Addresses, or address/bits, of proxies whose callers are named in --caller_metadata");
 ABSL_FLAG(
@@ -153,6 +156,7 @@ Options OptionsFromFlags() {
                         .keepalive_time = absl::GetFlag(FLAGS_keepalive_time),
                         .keepalive_timeout = absl::GetFlag(FLAGS_keepalive_timeout)};
   options.output_budget_bytes = absl::GetFlag(FLAGS_output_budget_bytes);
+  options.lengths_budget_bytes = absl::GetFlag(FLAGS_lengths_budget_bytes);
   options.caller_share = absl::GetFlag(FLAGS_caller_share);
   options.trust = {.tls = {.certificate = absl::GetFlag(FLAGS_tls_certificate),
                            .key = absl::GetFlag(FLAGS_tls_key),

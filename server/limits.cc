@@ -36,6 +36,7 @@ v1::Limits ToProto(const Options& options) {
   limits.set_max_reply_bytes(options.request.max_reply_bytes);
   limits.set_max_unary_reply_bytes(options.request.max_unary_reply_bytes);
   limits.set_output_budget_bytes(options.output_budget_bytes);
+  limits.set_lengths_budget_bytes(options.lengths_budget_bytes);
   limits.set_max_queue_requests(options.batch.max_queue_requests);
   limits.set_caller_share(options.caller_share);
   limits.set_max_receive_message(options.connection.max_receive_message);

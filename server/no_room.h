@@ -7,6 +7,7 @@ namespace nsa::metadata::server {
 
 // The bound that it would pass. Small: a stream asks again and again.
 enum class NoRoom : uint8_t {
+  kLengths,     // the lengths' budget, or the caller's share of it
   kOutput,      // the output budget, or the caller's share of it
   kQueue,       // max_queue_requests
   kQueueShare,  // the caller's share of them

@@ -16,6 +16,7 @@ namespace nsa::metadata::server {
 namespace {
 
 constexpr int64_t kBlock = OutputPool::kBlockBytes;
+constexpr int64_t kBytesPerSequence = 2 * sizeof(int32_t);
 constexpr int64_t kMaxInt32 = INT32_MAX;
 // What gRPC and this process need beside the callers' connections; the health port's are among them.
 constexpr int64_t kOwnDescriptors = 256;
@@ -167,6 +168,9 @@ absl::Status Validate(const Options& o) {
            InRange("keepalive_timeout", o.connection.keepalive_timeout, absl::Milliseconds(1)),
            // Room for the largest reply: its arrays, and what aligns them.
            InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
+           // Twice the lengths of the largest request: streams read on while half of it is free.
+           InRange("lengths_budget_bytes", o.lengths_budget_bytes, 2 * o.request.max_sequences * kBytesPerSequence,
+                   int64_t{1} << 40),
            InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),
            InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
            InRange("stream_idle_timeout", o.stream_idle_timeout, absl::Milliseconds(1)),

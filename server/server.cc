@@ -275,6 +275,8 @@ void Server::Parts::ShutDownServer() {
 void Server::Parts::AddGauges() {
   gauges.Add("nsa_metadata_queue_requests", "Requests that wait for a lane.", {},
              [this] { return static_cast<double>(batcher->queue_requests()); });
+  gauges.Add("nsa_metadata_lengths_bytes", "Bytes of lengths of requests that are not answered yet.", {},
+             [this] { return static_cast<double>(service->lengths().bytes_in_use()); });
   gauges.Add("nsa_metadata_output_blocks", "Blocks of the output pool.", {},
              [this] { return static_cast<double>(pool->blocks()); });
   gauges.Add("nsa_metadata_output_blocks_in_use", "Blocks in use, copies of replies counted as whole blocks.", {},

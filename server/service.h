@@ -18,6 +18,7 @@
 #include "server/delivered.h"
 #include "server/health_service.h"
 #include "server/inference_statistics.h"
+#include "server/lengths_budget.h"
 #include "server/live_calls.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
@@ -111,6 +112,7 @@ struct CallContext {
   AsyncInferenceService inference;
   InferenceStatistics inference_statistics;
   grpc::AsyncGenericService other_methods;
+  LengthsBudget lengths{options.lengths_budget_bytes, options.caller_share};
   LiveCalls live;
   OpenStreams streams;
   HealthService health{live, delivered};
@@ -133,6 +135,7 @@ class Service {
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.
   void Stop();
 
+  const LengthsBudget& lengths() const { return context_.lengths; }
   int64_t live_calls() const { return context_.live.count(); }
   const SlowCalls& slow_calls() const { return context_.slow_calls; }
 

@@ -12,10 +12,6 @@
 namespace nsa::metadata::server {
 namespace {
 
-// How long an item that found no room waits before it asks again; each time twice as long.
-constexpr std::chrono::milliseconds kRetryFirst(2);
-constexpr std::chrono::milliseconds kRetryMost(32);
-
 Refusal Draining() {
   return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
 }
@@ -68,6 +64,7 @@ void StreamCall::OnRead(bool ok) {
     last_message_ = Clock::now();
     taking_ = take;
   }
+  retry_after_ = kRetryFirst;
   if (take) Take(incoming_);
   incoming_.Clear();
   {
@@ -136,7 +133,6 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
     task->TakeLengths(message.mutable_expand());
     if (std::unique_ptr<Task> left = TryAdmit(std::move(task))) {
       MutexLock lock(&mutex_);
-      retry_after_ = kRetryFirst;
       AwaitRoom(std::move(left));
     }
   }
@@ -153,25 +149,30 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
     task->Refuse(Cancelled());
     return nullptr;
   }
-  return Admit(context_, &task) ? std::move(task) : nullptr;
+  const std::optional<NoRoom> why = Admit(context_, &task);
+  if (why == NoRoom::kLengths) {  // it would wait in the room that there is not
+    task->Refuse(RefusalFor(*why, context_, *task));
+    return nullptr;
+  }
+  return why ? std::move(task) : nullptr;
 }
 
 void StreamCall::AwaitRoom(std::unique_ptr<Task> task) {
-  const Clock::duration left = std::max(task->deadline - Clock::now(), Clock::duration::zero());
-  const auto wait =
-      std::chrono::ceil<std::chrono::system_clock::duration>(std::min<Clock::duration>(retry_after_, left));
+  Clock::duration longest = retry_after_;
+  if (task != nullptr) longest = std::clamp(task->deadline - Clock::now(), Clock::duration::zero(), longest);
+  const auto wait = std::chrono::ceil<std::chrono::system_clock::duration>(longest);
   waiting_task_ = std::move(task);
-  admitting_ = true;
+  awaits_room_ = true;
   retry_.Set(queue_.get(), std::chrono::system_clock::now() + wait, StartOperation(&retry_tag_));
   retry_after_ = std::min(2 * retry_after_, kRetryMost);
 }
 
 void StreamCall::OnRetry(bool) {
   // Until it is known whether it still waits, the next item isn't read: there is room for one that waits.
-  std::unique_ptr<Task> left = TryAdmit(std::move(waiting_task_));
+  std::unique_ptr<Task> left = waiting_task_ == nullptr ? nullptr : TryAdmit(std::move(waiting_task_));
   {
     MutexLock lock(&mutex_);
-    admitting_ = false;
+    awaits_room_ = false;
     if (left != nullptr) AwaitRoom(std::move(left));
     Pump();
   }
@@ -289,7 +290,7 @@ void StreamCall::Look(TimePoint now) {
   const Options& options = context_.options;
   if (writing_ && now - write_started_ > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
     server_context_.TryCancel();
-  } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ &&
+  } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ && !awaits_room_ &&
              now - last_message_ > absl::ToChronoNanoseconds(options.stream_idle_timeout)) {
     reads_done_ = true;
     refusal_ = Idle(options.stream_idle_timeout);
@@ -305,7 +306,7 @@ void StreamCall::Pump() {
 }
 
 void StreamCall::NoteWait() {
-  const bool full = admitting_ || unanswered_ >= context_.options.max_stream_inflight;
+  const bool full = awaits_room_ || unanswered_ >= context_.options.max_stream_inflight;
   const bool waits = full && !reading_ && !reads_done_ && !draining_ && !finishing_;
   if (waits == waits_) return;
   waits_ = waits;
@@ -317,8 +318,12 @@ void StreamCall::NoteWait() {
 }
 
 void StreamCall::PumpRead() {
-  if (reading_ || admitting_ || reads_done_ || draining_ || finishing_) return;
+  if (reading_ || awaits_room_ || reads_done_ || draining_ || finishing_) return;
   if (unanswered_ >= context_.options.max_stream_inflight) return;
+  if (!context_.lengths.MayReadOn(caller_.account)) {
+    AwaitRoom(nullptr);
+    return;
+  }
   reading_ = true;
   stream_.Read(&incoming_, StartOperation(&read_tag_));
 }
@@ -349,7 +354,7 @@ void StreamCall::PumpWrite() {
 
 void StreamCall::PumpFinish() {
   const bool ending = reads_done_ || draining_ || caller_gone_;
-  if (!ending || finishing_ || unanswered_ > 0 || admitting_ || taking_) return;
+  if (!ending || finishing_ || unanswered_ > 0 || awaits_room_ || taking_) return;
   finishing_ = true;
   if (draining_ && !reads_done_) refusal_ = Draining();
   if (refusal_) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -25,8 +26,8 @@
 
 namespace nsa::metadata::server {
 
-// Reads one message at a time, and the next one only below max_stream_inflight items and once the last one was
-// admitted: over a limit it waits. Writes one at a time, so that an answer's chunks may have others' between them. Ends
+// Reads one message at a time, and the next one only below max_stream_inflight items, once the last one was admitted,
+// and while there is room for the lengths of another: over a limit it waits. Writes one at a time, so that an answer's chunks may have others' between them. Ends
 // when the caller sends no more and all is answered, when the server drains and all that was read is answered, or when
 // the caller is gone; deletes itself once no operation of gRPC's and no item of its own is under way.
 class StreamCall {
@@ -41,6 +42,10 @@ class StreamCall {
   void Look(TimePoint now) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
+  // How long what found no room waits before it asks again; each time twice as long.
+  static constexpr std::chrono::milliseconds kRetryFirst{2};
+  static constexpr std::chrono::milliseconds kRetryMost{32};
+
   // An item from its reading to its answer.
   class Item final : public Responder {
    public:
@@ -94,7 +99,7 @@ class StreamCall {
   void Cancel(uint64_t id);
   // Null once the task is admitted or refused; else the task, for which there is no room yet.
   std::unique_ptr<Task> TryAdmit(std::unique_ptr<Task> task);
-  // Keeps it, and tries again soon.
+  // Keeps it, and tries again soon. Null: there is none, but no room for the lengths of another either.
   void AwaitRoom(std::unique_ptr<Task> task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // The item's timeout, or max_rpc_duration if that comes first.
   TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
@@ -138,7 +143,7 @@ class StreamCall {
   grpc::ByteBuffer incoming_;
   std::unique_ptr<Task> waiting_task_;
   grpc::Alarm retry_;
-  std::chrono::milliseconds retry_after_{0};
+  std::chrono::milliseconds retry_after_ = kRetryFirst;
 
   Mutex mutex_;
   // By id, until they have their answer.
@@ -153,7 +158,7 @@ class StreamCall {
   int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool taking_ ABSL_GUARDED_BY(mutex_) = false;  // what was read
-  bool admitting_ ABSL_GUARDED_BY(mutex_) = false;
+  bool awaits_room_ ABSL_GUARDED_BY(mutex_) = false;  // a retry is to come
   bool waits_ ABSL_GUARDED_BY(mutex_) = false;  // as was told
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;

@@ -10,6 +10,7 @@
 #include "server/clock.h"
 #include "server/codec.h"
 #include "server/journey.h"
+#include "server/lengths_budget.h"
 #include "server/output_pool.h"
 #include "server/recycled.h"
 #include "server/refusal.h"
@@ -56,6 +57,11 @@ class Task : public Recycled<Task> {
   void TakeLengths(v1::ExpandRequest* request);
   // The same of lengths that are somebody else's.
   void CopyLengths();
+  // What they take beside the object.
+  int64_t lengths_bytes() const {
+    const auto num_sequences = static_cast<int64_t>(expansion.seq_lens.size());
+    return AreFew(expansion.seq_lens.size()) ? 0 : 2 * num_sequences * static_cast<int64_t>(sizeof(int32_t));
+  }
   bool cancelled() const { return responder_->cancelled(); }
   void Reply(Messages reply, const Journey& journey) {
     std::exchange(responder_, nullptr)->Reply(std::move(reply), journey);
@@ -64,6 +70,7 @@ class Task : public Recycled<Task> {
 
   Expansion expansion;
   Account account = kNoAccount;
+  LengthsPermit lengths_permit;
   OutputPermit permit;
   TimePoint deadline = TimePoint::max();
   StageTimes times;
@@ -72,6 +79,7 @@ class Task : public Recycled<Task> {
   // Both arrays of some hundred sequences; those of more stay in the memory they were decoded to.
   static constexpr size_t kLengthsHere = 256;
 
+  static constexpr bool AreFew(size_t num_sequences) { return 2 * num_sequences <= kLengthsHere; }
   // Copies lengths that have room in lengths_; false if they have none.
   bool CopyFewLengths();
 
@@ -83,7 +91,7 @@ class Task : public Recycled<Task> {
 
 inline bool Task::CopyFewLengths() {
   const size_t num_sequences = expansion.seq_lens.size();
-  if (2 * num_sequences > kLengthsHere) return false;
+  if (!AreFew(num_sequences)) return false;
   std::copy_n(expansion.extend_seq_lens.begin(), num_sequences, lengths_);
   std::copy_n(expansion.seq_lens.begin(), num_sequences, lengths_ + num_sequences);
   expansion.extend_seq_lens = {lengths_, num_sequences};

@@ -231,6 +231,7 @@ def test_memory_holds_what_the_flags_allow(manifests):
     environment = manifests.environment
     most = (
         int(environment[f"{PREFIX}OUTPUT_BUDGET_BYTES"])
+        + int(environment[f"{PREFIX}LENGTHS_BUDGET_BYTES"])
         + int(environment[f"{PREFIX}MAX_CONNECTIONS"]) * STUCK_CONNECTION_BYTES
         + PROCESS_BYTES
     )

@@ -334,6 +334,57 @@ def test_a_busy_lane_behind_a_full_queue_refuses_and_answers_the_rest(stubs, pb)
         assert scrape.by("grpc_code", "grpc_server_handled_total") == {"OK": answered, "Unavailable": len(refusals)}
 
 
+# 300 KB of lengths: three requests of them fit into SMALL_LENGTHS.
+MANY_SEQUENCES = {"extend_seq_lens": [1] * 37_500, "seq_lens": [9] * 37_500}
+SMALL_LENGTHS = ["--lengths_budget_bytes=1048576", "--max_batch_sequences=1000000", "--caller_share=1"]
+
+
+def test_lengths_that_wait_have_a_budget_and_what_comes_next_is_refused(stubs, pb):
+    with Server(*SMALL_LENGTHS, "--batch_delay=2s") as server, channel(server.address) as on:
+        stub = stubs.rpc.MetadataServiceStub(on)
+        with counted(server, {grpc.StatusCode.OK: 4, grpc.StatusCode.UNAVAILABLE: 1}, {"budget_full": 1}):
+            request, small = ask(pb, **MANY_SEQUENCES), ask(pb, **LENGTHS)
+            waiting_calls = [submit(server, stub.Expand, request, now_waiting=1 + i) for i in range(3)]
+            assert server.metrics().total("nsa_metadata_lengths_bytes") == 900_000
+            refusal = refused(stub.Expand, request)
+            few = submit(server, stub.Expand, small, now_waiting=4)
+            for call in waiting_calls:
+                assert_right(call.result(), request, "REPEAT")
+            assert_right(few.result(), small, "REPEAT")
+        assert_passing(refusal, "BUDGET_FULL")
+        assert (refusal.value, refusal.limit) == (300_000, 1 << 20)
+        assert "lengths_budget_bytes" in refusal.message
+        eventually(lambda: server.metrics().total("nsa_metadata_lengths_bytes") == 0, "none are left")
+
+
+@pytest.mark.parametrize("budget", [4 << 20, 1 << 20], ids=["room for an item of each stream", "none"])
+def test_streams_wait_for_room_for_lengths(stubs, pb, budget):
+    request = ask(pb, **MANY_SEQUENCES)
+    flags = [f"--lengths_budget_bytes={budget}", "--max_batch_sequences=1000000", "--batch_delay=20ms", "--caller_share=1"]
+    with Server(*flags, "--lanes=1") as server, contextlib.ExitStack() as stack:
+        streams = []
+        for _ in range(4):
+            stub = stubs.rpc.MetadataServiceStub(stack.enter_context(channel(server.address)))
+            items = [pb.ExpandStreamRequest(expand=request) for _ in range(16)]
+            for i, item in enumerate(items):
+                item.expand.request_id = i
+            streams.append(stub.ExpandStream(iter(items), timeout=TIMEOUT_S))
+        most, refusals = 0, []
+        for stream in streams:
+            answered = []
+            for answer in stream:
+                most = max(most, server.metrics().total("nsa_metadata_lengths_bytes"))
+                refusals += [answer.refusal] if answer.HasField("refusal") else []
+                answered.append(answer.expansion.request_id or answer.refusal.request_id)
+            assert sorted(answered) == list(range(16)), "one answer for each"
+        assert most <= budget
+        # An item is refused only where all streams' next ones, read at the same time, pass the budget.
+        assert {pb.RefusalReason.Name(refusal.reason) for refusal in refusals} <= {"REFUSAL_REASON_BUDGET_FULL"}
+        assert all(refusal.retry_after.ToMilliseconds() > 0 for refusal in refusals)
+        if budget == 4 << 20:
+            assert refusals == []
+
+
 # A reply of 1 MB fits, two don't.
 SMALL_BUDGET = [
     "--max_reply_bytes=1048576",
