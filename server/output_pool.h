@@ -90,6 +90,10 @@ class OutputPool : public std::enable_shared_from_this<OutputPool> {
   // hold the blocks that lanes need.
   bool scarce() const { return in_use_.load(std::memory_order_relaxed) * 4 > num_blocks_ * 3; }
 
+  // Whether more than three quarters of the budget are in use, copies included: then callers are refused, or soon will
+  // be.
+  bool nearly_used() const { return blocks_in_use() * 4 > num_blocks_ * 3; }
+
   // The parts, one after another, in memory of their own, which counts in the budget, and is charged to `account`,
   // until gRPC has sent it. Nothing when the budget has no room for both the parts and their copy.
   std::optional<grpc::Slice> CopyToHeap(std::span<const grpc::Slice> parts, Account account);

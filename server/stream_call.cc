@@ -198,10 +198,12 @@ void StreamCall::Answer(Item& item, Messages messages, std::optional<v1::Refusal
                         const std::optional<Journey>& journey) {
   {
     MutexLock lock(&mutex_);
+    const TimePoint now = Clock::now();
     for (size_t i = 0; i < messages.size(); ++i) {
       const bool last = i + 1 == messages.size();
       outbox_.push_back({.message = std::move(messages[i]),
                          .item_arrived = item.arrived(),
+                         .answered = now,
                          .last = last,
                          .refused = refused,
                          .journey = journey,
@@ -222,10 +224,12 @@ void StreamCall::Refuse(Item& item, const Refusal& refusal) {
 
 void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   context_.metrics.Refused(refusal.reason);
+  const TimePoint now = Clock::now();
   MutexLock lock(&mutex_);
   ++unanswered_;
   outbox_.push_back({.message = Encode(id, refusal),
-                     .item_arrived = Clock::now(),
+                     .item_arrived = now,
+                     .answered = now,
                      .last = true,
                      .refused = refusal.reason,
                      .journey = std::nullopt,
@@ -288,7 +292,7 @@ void StreamCall::Drain() {
 void StreamCall::Look(TimePoint now) {
   MutexLock lock(&mutex_);
   const Options& options = context_.options;
-  if (writing_ && now - write_started_ > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
+  if (writing_ && now - WaitsSince() > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
     server_context_.TryCancel();
   } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ && !awaits_room_ &&
              now - last_message_ > absl::ToChronoNanoseconds(options.stream_idle_timeout)) {
@@ -296,6 +300,11 @@ void StreamCall::Look(TimePoint now) {
     refusal_ = Idle(options.stream_idle_timeout);
     Pump();
   }
+}
+
+TimePoint StreamCall::WaitsSince() const {
+  // Each chunk taken just in time makes an answer of many last for half an hour: for that there has to be room.
+  return context_.pool.nearly_used() ? outbox_.front().answered : write_started_;
 }
 
 void StreamCall::Pump() {

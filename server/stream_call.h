@@ -27,9 +27,10 @@
 namespace nsa::metadata::server {
 
 // Reads one message at a time, and the next one only below max_stream_inflight items, once the last one was admitted,
-// and while there is room for the lengths of another: over a limit it waits. Writes one at a time, so that an answer's chunks may have others' between them. Ends
-// when the caller sends no more and all is answered, when the server drains and all that was read is answered, or when
-// the caller is gone; deletes itself once no operation of gRPC's and no item of its own is under way.
+// and while there is room for the lengths of another: over a limit it waits. Writes one at a time, so that an answer's
+// chunks may have others' between them. Ends when the caller sends no more and all is answered, when the server drains
+// and all that was read is answered, or when the caller is gone; deletes itself once no operation of gRPC's and no item
+// of its own is under way.
 class StreamCall {
  public:
   // Begins to take ExpandStream calls from `queue`, one at a time.
@@ -37,8 +38,8 @@ class StreamCall {
 
   // Answers what was read, reads no more, and ends UNAVAILABLE. Any thread.
   void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
-  // Ends it when no item has come for stream_idle_timeout and none is in flight; cancels it when an answer has waited
-  // for its reader for write_stall_timeout. Any thread.
+  // Ends it when no item has come for stream_idle_timeout and none is in flight; cancels it when a message has waited
+  // for its reader for write_stall_timeout, or all of an answer has while others need its room. Any thread.
   void Look(TimePoint now) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
@@ -68,6 +69,7 @@ class StreamCall {
   struct Outgoing {
     ReplyMessage message;
     TimePoint item_arrived;
+    TimePoint answered;
     bool last;  // of its item's
     // Of a last one: why its item was refused, or how it was computed.
     std::optional<v1::RefusalReason> refused;
@@ -111,6 +113,8 @@ class StreamCall {
   void RefuseMessage(uint64_t id, const Refusal& refusal);
   static ReplyMessage Encode(uint64_t id, const Refusal& refusal);
 
+  // Since when the answer under way has waited for its reader.
+  TimePoint WaitsSince() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Each starts what may be started now.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -157,9 +161,9 @@ class StreamCall {
   int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
   int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
-  bool taking_ ABSL_GUARDED_BY(mutex_) = false;  // what was read
+  bool taking_ ABSL_GUARDED_BY(mutex_) = false;       // what was read
   bool awaits_room_ ABSL_GUARDED_BY(mutex_) = false;  // a retry is to come
-  bool waits_ ABSL_GUARDED_BY(mutex_) = false;  // as was told
+  bool waits_ ABSL_GUARDED_BY(mutex_) = false;        // as was told
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   bool reads_done_ ABSL_GUARDED_BY(mutex_) = false;

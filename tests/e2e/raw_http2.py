@@ -78,6 +78,15 @@ class RawConnection:
         self._h2.increment_flow_control_window(size, stream)
         self._flush()
 
+    def take(self, stream, size):
+        """Lets the stream send `size` bytes more and waits for them, or for its end."""
+        answer = self._answers[stream]
+        wanted = len(answer.data) + size
+        self.open_window(stream, size)
+        while len(answer.data) < wanted and not answer.ended:
+            self._receive()
+        return answer
+
     def answer(self, stream):
         """Waits for the end of the stream."""
         while not self._answers[stream].ended:
