@@ -139,7 +139,7 @@ TimePoint Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
   Reached(Step::kBatchClosed);
   for (const auto& task : batch.expired) {
     metrics_.Expired(Stage::kQueue);
-    RefuseWaiting(*task, DeadlinePassed(), launched);
+    RefuseWaiting(*task, task->Late(launched), launched);
   }
   for (const auto& task : batch.cancelled) {
     metrics_.Cancelled(Stage::kQueue);

@@ -1,6 +1,5 @@
 #include "server/inference_calls.h"
 
-#include <algorithm>
 #include <string>
 #include <variant>
 
@@ -57,9 +56,7 @@ std::optional<Refusal> ModelInferCall::Read(Task& task) {
   if (!refusal) refusal = Validate(request, context_.options.request, &task.expansion, &inference_);
   if (!refusal) {
     task.CopyLengths();
-    if (inference_.timeout > Clock::duration::zero()) {
-      task.deadline = std::min(task.deadline, arrived() + inference_.timeout);
-    }
+    if (inference_.timeout > Clock::duration::zero()) task.AddCallersDeadline(arrived() + inference_.timeout);
   }
   if (refusal || !MayBeKept(request, request_.Length())) request = {};
   return refusal;

@@ -1,9 +1,12 @@
 #include "server/refusal.h"
 
+#include <algorithm>
 #include <string_view>
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "google/protobuf/any.pb.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/util/time_util.h"
@@ -89,11 +92,20 @@ Refusal NotAllowed(std::string message) {
           .field = ""};
 }
 
-Refusal DeadlinePassed() {
+Refusal DeadlinePassed(bool callers, Clock::duration had, Clock::duration waited) {
+  using Milliseconds = std::chrono::milliseconds;
+  const auto text = [](Clock::duration duration) {
+    return absl::FormatDuration(absl::FromChrono(std::chrono::duration_cast<std::chrono::microseconds>(duration)));
+  };
+  had = std::max(had, Clock::duration::zero());
   return {.code = grpc::StatusCode::DEADLINE_EXCEEDED,
           .reason = v1::REFUSAL_REASON_DEADLINE,
-          .message = "the deadline passed before the request was launched",
-          .field = ""};
+          .message = absl::StrCat(callers ? "the caller's deadline" : "max_rpc_duration",
+                                  " passed before the request was launched: it had ", text(had),
+                                  " from its arrival, and is there for ", text(waited)),
+          .field = "",
+          .value = std::chrono::duration_cast<Milliseconds>(waited).count(),
+          .limit = std::chrono::duration_cast<Milliseconds>(had).count()};
 }
 
 Refusal Cancelled() {

@@ -9,6 +9,7 @@
 #include "grpcpp/server_context.h"
 #include "grpcpp/support/status.h"
 #include "nsa/metadata/v1/metadata.pb.h"
+#include "server/clock.h"
 #include "server/journey.h"
 
 namespace nsa::metadata::server {
@@ -40,7 +41,9 @@ Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int6
 
 // PERMISSION_DENIED.
 Refusal NotAllowed(std::string message);
-Refusal DeadlinePassed();
+// The caller's deadline, or else max_rpc_duration. The request, which had `had` from its arrival on, is there for
+// `waited`.
+Refusal DeadlinePassed(bool callers, Clock::duration had, Clock::duration waited);
 Refusal Cancelled();
 // A fault of ours; `message` names no internals.
 Refusal InternalFault(std::string message);

@@ -123,7 +123,7 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
                     "request_id", static_cast<int64_t>(id), /*limit=*/0));
     return;
   }
-  task->deadline = DeadlineOf(message, task->times.arrived);
+  SetDeadline(message, *task);
   std::optional<Refusal> refusal =
       Validate(message.expand(), context_.options.request, Framing::kStream, &task->expansion);
   task->times.parsed = Clock::now();
@@ -139,9 +139,9 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
 }
 
 std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
-  if (task->deadline <= Clock::now()) {
+  if (const TimePoint now = Clock::now(); task->deadline <= now) {
     context_.metrics.Expired(Stage::kAdmit);
-    task->Refuse(DeadlinePassed());
+    task->Refuse(task->Late(now));
     return nullptr;
   }
   if (task->cancelled()) {
@@ -185,13 +185,14 @@ void StreamCall::Cancel(uint64_t id) {
   if (item != items_.end()) item->second->Cancel();
 }
 
-TimePoint StreamCall::DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const {
-  const TimePoint longest = arrived + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
-  if (!message.has_timeout()) return longest;
+void StreamCall::SetDeadline(const v1::ExpandStreamRequest& message, Task& task) const {
+  const TimePoint arrived = task.times.arrived;
+  task.deadline = arrived + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
+  if (!message.has_timeout()) return;
   // Both ends are far beyond any deadline, and near enough for the clock.
   const int64_t seconds = std::clamp<int64_t>(message.timeout().seconds(), -1, 365 * 24 * 3600);
-  return std::min(longest,
-                  arrived + std::chrono::seconds(seconds) + std::chrono::nanoseconds(message.timeout().nanos()));
+  task.AddCallersDeadline(arrived + std::chrono::seconds(seconds) +
+                          std::chrono::nanoseconds(message.timeout().nanos()));
 }
 
 void StreamCall::Answer(Item& item, Messages messages, std::optional<v1::RefusalReason> refused,

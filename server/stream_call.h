@@ -103,8 +103,7 @@ class StreamCall {
   std::unique_ptr<Task> TryAdmit(std::unique_ptr<Task> task);
   // Keeps it, and tries again soon. Null: there is none, but no room for the lengths of another either.
   void AwaitRoom(std::unique_ptr<Task> task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // The item's timeout, or max_rpc_duration if that comes first.
-  TimePoint DeadlineOf(const v1::ExpandStreamRequest& message, TimePoint arrived) const;
+  void SetDeadline(const v1::ExpandStreamRequest& message, Task& task) const;
 
   void Answer(Item& item, Messages messages, std::optional<v1::RefusalReason> refused,
               const std::optional<Journey>& journey) ABSL_LOCKS_EXCLUDED(mutex_);

@@ -57,6 +57,17 @@ class Task : public Recycled<Task> {
   void TakeLengths(v1::ExpandRequest* request);
   // The same of lengths that are somebody else's.
   void CopyLengths();
+  // A caller's own, where it is the earlier one.
+  void AddCallersDeadline(TimePoint at) {
+    if (at >= deadline) return;
+    deadline = at;
+    deadline_is_callers_ = true;
+  }
+  // Why it is not launched at `now`, when its deadline has passed.
+  Refusal Late(TimePoint now) const {
+    return DeadlinePassed(deadline_is_callers_, deadline - times.arrived, now - times.arrived);
+  }
+
   // What they take beside the object.
   int64_t lengths_bytes() const {
     const auto num_sequences = static_cast<int64_t>(expansion.seq_lens.size());
@@ -84,6 +95,7 @@ class Task : public Recycled<Task> {
   bool CopyFewLengths();
 
   Responder* responder_ = nullptr;
+  bool deadline_is_callers_ = false;
   google::protobuf::RepeatedField<int32_t> extend_seq_lens_;
   google::protobuf::RepeatedField<int32_t> seq_lens_;
   int32_t lengths_[kLengthsHere];

@@ -49,7 +49,6 @@ void UnaryCall::OnArrived(bool ok) {
 }
 
 TimePoint UnaryCall::Deadline() const {
-  const TimePoint longest = arrived_ + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
   gpr_timespec deadline = server_context_.raw_deadline();
   if (deadline.clock_type != GPR_CLOCK_MONOTONIC) {  // which is our clock
     deadline = gpr_convert_clock_type(deadline, GPR_CLOCK_MONOTONIC);
@@ -57,7 +56,7 @@ TimePoint UnaryCall::Deadline() const {
   // A caller may ask for more years than a TimePoint can hold, or for time that is long over.
   const int64_t arrived_s = std::chrono::duration_cast<std::chrono::seconds>(arrived_.time_since_epoch()).count();
   const int64_t seconds = std::clamp(deadline.tv_sec, arrived_s - 1, arrived_s + kMostSeconds);
-  return std::min(TimePoint(std::chrono::seconds(seconds) + std::chrono::nanoseconds(deadline.tv_nsec)), longest);
+  return TimePoint(std::chrono::seconds(seconds) + std::chrono::nanoseconds(deadline.tv_nsec));
 }
 
 void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) {
@@ -112,14 +111,15 @@ void ComputeCall::Handle() {
   auto task = std::make_unique<Task>();
   task->AnswerTo(*this);
   task->times.arrived = arrived();
-  task->deadline = Deadline();
+  task->deadline = arrived() + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
+  task->AddCallersDeadline(Deadline());
   task->account = caller().account;
   std::optional<Refusal> refusal = Read(*task);
   request_.Clear();
   task->times.parsed = Clock::now();
   if (!refusal && task->deadline <= task->times.parsed) {
     context_.metrics.Expired(Stage::kAdmit);
-    refusal = DeadlinePassed();
+    refusal = task->Late(task->times.parsed);
   }
   if (!refusal) {
     const std::optional<NoRoom> why = Admit(context_, &task);

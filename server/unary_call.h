@@ -42,7 +42,7 @@ class UnaryCall : public CallQueue::Call {
   bool caller_gone() const { return cancelled_.load(std::memory_order_relaxed); }
   TimePoint arrived() const { return arrived_; }
   const Caller& caller() const { return caller_; }
-  // The caller's deadline, or max_rpc_duration from the arrival if that comes first.
+  // The caller's deadline.
   TimePoint Deadline() const;
 
   LiveCalls::Place place_;

@@ -1,5 +1,6 @@
 // ExpandStream over the wire.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>
@@ -271,6 +272,8 @@ TEST(StreamTest, AnItemsTimeoutBoundsThatItem) {
   const auto answers = stream.Read(2);
   ASSERT_TRUE(answers.at(1).refusal());
   EXPECT_EQ(answers.at(1).refusal()->code(), grpc::StatusCode::DEADLINE_EXCEEDED);
+  EXPECT_THAT(answers.at(1).refusal()->message(), ::testing::HasSubstr("the caller's deadline passed"));
+  EXPECT_EQ(answers.at(1).refusal()->limit(), 0) << "it had no time from its arrival";
   EXPECT_FALSE(answers.at(2).refusal());
 }
 
