@@ -46,9 +46,10 @@ X509Certificate FirstOf(const std::string& pem) {
   return first;
 }
 
-absl::Time ExpiryOf(const X509& certificate) {
+// `otherwise` where it can't be read.
+absl::Time TimeOf(const ASN1_TIME* time, absl::Time otherwise) {
   std::tm utc = {};
-  if (ASN1_TIME_to_tm(X509_get0_notAfter(&certificate), &utc) != 1) return absl::InfinitePast();
+  if (ASN1_TIME_to_tm(time, &utc) != 1) return otherwise;
   return absl::FromTM(utc, absl::UTCTimeZone());
 }
 
@@ -74,7 +75,8 @@ absl::StatusOr<Certificates> ReadCertificates(const CertificateFiles& files) {
     return Unfit(kCertificateFlag, files.certificate,
                  absl::StrCat("can't be used: ", reason == nullptr ? "unknown reason" : reason).c_str());
   }
-  read.expiry = ExpiryOf(*own);
+  read.valid_from = TimeOf(X509_get0_notBefore(own.get()), absl::InfiniteFuture());
+  read.expiry = TimeOf(X509_get0_notAfter(own.get()), absl::InfinitePast());
   read.certificate = *std::move(certificate);
   read.key = *std::move(key);
   if (files.client_ca.empty()) return read;

@@ -22,7 +22,8 @@ struct Certificates {
   std::string certificate;
   std::string key;
   std::string client_ca;
-  // When the server's certificate expires.
+  // From when to when the server's certificate is valid.
+  absl::Time valid_from;
   absl::Time expiry;
 };
 

@@ -7,7 +7,7 @@
 
 namespace nsa::metadata::server {
 
-FileWatcher::FileWatcher(std::vector<std::string> paths, Clock::duration period, std::function<void()> changed)
+FileWatcher::FileWatcher(std::vector<std::string> paths, Clock::duration period, std::function<bool()> changed)
     : paths_(std::move(paths)), period_(period), changed_(std::move(changed)), seen_(Look()) {
   thread_ = std::thread([this] { Run(); });
 }
@@ -31,7 +31,7 @@ size_t FileWatcher::Look() const {
 }
 
 void FileWatcher::Run() {
-  for (;;) {
+  for (bool done = true;;) {
     {
       MutexLock lock(&mutex_);
       const TimePoint next = Clock::now() + period_;
@@ -40,9 +40,9 @@ void FileWatcher::Run() {
     }
     const size_t seen = Look();
     // Two looks that differ read some files before they were replaced and some after.
-    if (seen == seen_ || seen != Look()) continue;
+    if ((seen == seen_ && done) || seen != Look()) continue;
     seen_ = seen;
-    changed_();
+    done = changed_();
   }
 }
 

@@ -16,8 +16,9 @@ namespace nsa::metadata::server {
 class FileWatcher {
  public:
   // Calls `changed`, on a thread of its own, whenever the contents of some of `paths` are others than at its last look,
-  // the first of which is its construction; once when several are replaced together.
-  FileWatcher(std::vector<std::string> paths, Clock::duration period, std::function<void()> changed);
+  // the first of which is its construction; once when several are replaced together. While it returns false it is
+  // called again at each look.
+  FileWatcher(std::vector<std::string> paths, Clock::duration period, std::function<bool()> changed);
   // Waits for a call that is under way.
   ~FileWatcher();
   FileWatcher(const FileWatcher&) = delete;
@@ -29,7 +30,7 @@ class FileWatcher {
 
   const std::vector<std::string> paths_;
   const Clock::duration period_;
-  const std::function<void()> changed_;
+  const std::function<bool()> changed_;
   Mutex mutex_;
   CondVar stop_changed_;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

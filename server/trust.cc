@@ -22,8 +22,8 @@ absl::StatusOr<std::unique_ptr<Trust>> Trust::Create(const TrustOptions& options
   std::unique_ptr<Trust> trust(new Trust(options, metrics));
   const auto watch = [&trust, period = absl::ToChronoNanoseconds(options.reload_period)](std::vector<std::string> paths,
                                                                                          Reloaded what) {
-    trust->watchers_.push_back(
-        std::make_unique<FileWatcher>(std::move(paths), period, [self = trust.get(), what] { self->Reload(what); }));
+    trust->watchers_.push_back(std::make_unique<FileWatcher>(
+        std::move(paths), period, [self = trust.get(), what] { return self->Reload(what); }));
   };
   // Watched from before they are read: what is replaced meanwhile is another at the first look.
   trust->credentials_ = grpc::InsecureServerCredentials();
@@ -65,16 +65,23 @@ std::optional<absl::Time> Trust::certificate_expiry() const {
   return certificate_expiry_;
 }
 
+absl::Status Trust::CheckTime(const Certificates& certificates, absl::Time now) const {
+  const std::string flag = absl::StrCat("--tls_certificate=", options_.tls.certificate);
+  if (certificates.expiry <= now) return absl::FailedPreconditionError(absl::StrCat(flag, " has expired"));
+  if (certificates.valid_from <= now) return absl::OkStatus();
+  const std::string from = absl::FormatTime(absl::RFC3339_sec, certificates.valid_from, absl::UTCTimeZone());
+  return absl::UnavailableError(absl::StrCat(flag, " is not valid before ", from));
+}
+
 absl::Status Trust::ReadCertificates() {
   MutexLock one_at_a_time(&reading_);
   absl::StatusOr<Certificates> certificates = server::ReadCertificates(options_.tls);
   if (!certificates.ok()) return certificates.status();
   const absl::Time expiry = certificates->expiry;
   const absl::Time now = absl::Now();
-  if (expiry <= now) {
-    const std::string has_expired = absl::StrCat("--tls_certificate=", options_.tls.certificate, " has expired");
-    if (certificate_expiry() > now) return absl::FailedPreconditionError(has_expired);
-    spdlog::warn("{}", has_expired);  // no worse than what there is
+  if (absl::Status status = CheckTime(*certificates, now); !status.ok()) {
+    if (certificate_expiry() > now) return status;
+    spdlog::warn("{}", std::string(status.message()));  // no worse than what there is
   }
   tls_->Set(*std::move(certificates));
   MutexLock lock(&mutex_);
@@ -96,9 +103,13 @@ absl::Status Trust::ReadPolicy() {
   return absl::OkStatus();
 }
 
-void Trust::Reload(Reloaded what) {
+bool Trust::Reload(Reloaded what) {
   const bool certificates = what == Reloaded::kCertificates;
   const absl::Status status = certificates ? ReadCertificates() : ReadPolicy();
+  if (certificates) {
+    const std::string before = std::exchange(not_yet_, absl::IsUnavailable(status) ? status.ToString() : "");
+    if (!not_yet_.empty() && not_yet_ == before) return false;
+  }
   metrics_.Reload(what, status.ok());
   if (status.ok()) {
     spdlog::info("{} read again", certificates ? "certificates" : "authorization policy");
@@ -106,6 +117,7 @@ void Trust::Reload(Reloaded what) {
     spdlog::error("the old {} in use: {}", certificates ? "certificates stay" : "authorization policy stays",
                   std::string(status.message()));
   }
+  return !absl::IsUnavailable(status);
 }
 
 }  // namespace nsa::metadata::server

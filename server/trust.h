@@ -43,9 +43,12 @@ class Trust {
 
  private:
   Trust(const TrustOptions& options, Metrics& metrics) : options_(options), metrics_(metrics) {}
+  // UNAVAILABLE for one that is not valid yet: it will be.
+  absl::Status CheckTime(const Certificates& certificates, absl::Time now) const;
   absl::Status ReadCertificates() ABSL_LOCKS_EXCLUDED(reading_);
   absl::Status ReadPolicy() ABSL_LOCKS_EXCLUDED(reading_);
-  void Reload(Reloaded what);
+  // False when the same files may be taken later. Called by the watcher of `what` only.
+  bool Reload(Reloaded what);
 
   const TrustOptions options_;
   Metrics& metrics_;
@@ -56,6 +59,8 @@ class Trust {
   mutable Mutex mutex_;
   std::optional<absl::Time> certificate_expiry_ ABSL_GUARDED_BY(mutex_);
   std::shared_ptr<const Policy> policy_ ABSL_GUARDED_BY(mutex_);  // nullptr: all is allowed
+  // What the last try said, of certificates that are not valid yet: it is said once.
+  std::string not_yet_;
   std::vector<std::unique_ptr<FileWatcher>> watchers_;
 };
 

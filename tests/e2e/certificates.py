@@ -46,7 +46,7 @@ class Authority:
         own = own.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.certificate = own.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
-    def _builder(self, subject, key, lasts):
+    def _builder(self, subject, key, lasts, begins=-10 * DAY):
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()
@@ -54,14 +54,14 @@ class Authority:
             .issuer_name(self._name)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            .not_valid_before(now - 10 * DAY)
+            .not_valid_before(now + begins)
             .not_valid_after(now + lasts)
         )
 
-    def issue(self, *names, common_name="test", lasts=DAY, passphrase=None, key=None):
-        """A pair whose subject alternative names are DNS names, IP addresses and URIs. lasts: from now; may be past."""
+    def issue(self, *names, common_name="test", lasts=DAY, begins=-10 * DAY, passphrase=None, key=None):
+        """A pair whose subject alternative names are DNS names, IP addresses and URIs. lasts, begins: from now; may be past."""
         key = key or ec.generate_private_key(ec.SECP256R1())
-        builder = self._builder(name_of(common_name), key, lasts)
+        builder = self._builder(name_of(common_name), key, lasts, begins)
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName([alternative(n) for n in names]), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())

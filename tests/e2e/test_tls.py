@@ -1,5 +1,6 @@
 """TLS, callers' certificates, and the policy of who may call what, as callers and operators meet them."""
 
+import datetime
 import itertools
 import json
 import os
@@ -44,8 +45,8 @@ class Pki:
         self.rotate()
         self.certificate, self.key = self.link / "tls.crt", self.link / "tls.key"
 
-    def rotate(self, lasts=DAY):
-        pair = self.server_root.issue(SERVER_NAME, lasts=lasts)
+    def rotate(self, lasts=DAY, **more):
+        pair = self.server_root.issue(SERVER_NAME, lasts=lasts, **more)
         self.place(pair.certificate, pair.key)
         return pair
 
@@ -169,6 +170,22 @@ def test_an_expired_pair_does_not_take_the_place_of_one_that_is_not(stubs, pki):
         eventually(lambda: reloads(server).get("ok") == 1, "a good one is taken")
         assert server.metrics().total("nsa_metadata_tls_reload_failed") == 0
         assert "PRIVATE KEY" not in server.log
+
+
+def test_a_pair_that_is_not_valid_yet_is_taken_once_it_is(stubs, pki):
+    with Server(*pki.tls()) as server:
+        before = served_certificate(server.address)
+        begin = time.time()
+        new = pki.rotate(begins=datetime.timedelta(seconds=3))
+        server.wait_for_log(f"the old certificates stay in use: --tls_certificate={pki.certificate} is not valid before 20")
+        assert served_certificate(server.address).serial_number == before.serial_number
+        assert server.metrics().total("nsa_metadata_tls_reload_failed") == 1
+        eventually(lambda: served_certificate(server.address).serial_number == new.serial, "it is taken")
+        assert time.time() > begin + 2, "it was not valid"
+        with pki.channel(server.address) as on:
+            call(stubs, on, "Expand")
+        eventually(lambda: reloads(server) == {"error": 1, "ok": 1}, "its refusal is counted once")
+        assert server.metrics().total("nsa_metadata_tls_reload_failed") == 0
 
 
 def test_a_policy_allows_methods_one_by_one_and_a_common_name_where_there_is_no_other(stubs, pki):
