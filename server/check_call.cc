@@ -37,6 +37,7 @@ int64_t MetadataBytes(const grpc::ServerContextBase& call) {
 
 std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
                                  const CallContext& context) {
+  if (context.ending.load(std::memory_order_relaxed)) return Draining();
   if (std::optional<Refusal> refusal = context.trust.Check(call, method)) return refusal;
   return CheckMetadata(metadata_bytes, context.options.connection.max_metadata_bytes);
 }

@@ -15,8 +15,8 @@ namespace nsa::metadata::server {
 // What a call's metadata take, as HTTP/2 counts a header list.
 int64_t MetadataBytes(const grpc::ServerContextBase& call);
 
-// Refuses what the authorization policy does not allow, and metadata of more than max_metadata_bytes: gRPC's own limit
-// lets some of them pass.
+// Refuses what comes at the end, what the authorization policy does not allow, and metadata of more than
+// max_metadata_bytes: gRPC's own limit lets some of them pass.
 std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
                                  const CallContext& context);
 

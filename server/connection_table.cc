@@ -102,16 +102,31 @@ void ConnectionTable::SetReading(bool reading) {
   }
 }
 
-size_t ConnectionTable::ShutDownSent() {
-  MutexLock lock(&mutex_);
-  std::erase_if(connections_, [](const auto& entry) {
+template <typename Of>
+size_t ConnectionTable::ShutDownSent(const Of& of) {
+  size_t left = 0;
+  std::erase_if(connections_, [&](const auto& entry) {
     const auto& [fd, connection] = entry;
     if (Inode(fd) != connection.inode) return true;
-    if (Unsent(fd) > 0) return false;
+    if (!of(connection)) return false;
+    if (Unsent(fd) > 0) {
+      ++left;
+      return false;
+    }
     shutdown(fd, SHUT_RDWR);
     return true;
   });
-  return connections_.size();
+  return left;
+}
+
+size_t ConnectionTable::ShutDownSent() {
+  MutexLock lock(&mutex_);
+  return ShutDownSent([](const Connection&) { return true; });
+}
+
+size_t ConnectionTable::ShutDownSentUnix() {
+  MutexLock lock(&mutex_);
+  return ShutDownSent([](const Connection& connection) { return connection.slot == kNoSlot; });
 }
 
 size_t ConnectionTable::ShutDownStalled(TimePoint now, Clock::duration timeout) {

@@ -32,6 +32,8 @@ class ConnectionTable {
   void SetReading(bool reading);
   // Ends those whose peers have got all that was written, and takes them out; returns how many are left.
   size_t ShutDownSent();
+  // The same of those that are not TCP, of which SetReading doesn't hold.
+  size_t ShutDownSentUnix();
   // Ends those to which bytes were on their way at every look for `timeout`, and whose peers meanwhile took neither
   // what was on its way at first nor 16 KiB a second (of a Unix socket: nothing), and takes them out; returns how many.
   // To be called several times in `timeout`. gRPC doesn't notice them: cancelling their calls leaves it what it has
@@ -49,6 +51,9 @@ class ConnectionTable {
   uint64_t undelivered_bytes() const;
 
  private:
+  template <typename Of>
+  size_t ShutDownSent(const Of& of) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // The preface, a TLS handshake with certificates.
   static constexpr uint64_t kAllowance = 16 << 10;
   static constexpr uint64_t kMostToBeRead = 2 << 20;

@@ -85,6 +85,10 @@ Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int6
           .retry_after = retry_after};
 }
 
+Refusal Draining() {
+  return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
+}
+
 Refusal NotAllowed(std::string message) {
   return {.code = grpc::StatusCode::PERMISSION_DENIED,
           .reason = v1::REFUSAL_REASON_NOT_ALLOWED,

@@ -39,6 +39,7 @@ Refusal Invalid(v1::RefusalReason reason, std::string message, std::string field
 Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int64_t limit,
               std::chrono::milliseconds retry_after);
 
+Refusal Draining();
 // PERMISSION_DENIED.
 Refusal NotAllowed(std::string message);
 // The caller's deadline, or else max_rpc_duration. The request, which had `had` from its arrival on, is there for

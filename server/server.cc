@@ -240,8 +240,10 @@ bool Server::Parts::StopReading() {
   constexpr absl::Duration kLongest = absl::Milliseconds(500);
   acceptor->connections().SetReading(false);
   absl::SleepFor(kSettles);  // what was read before is on its way to us
+  service->RefuseCalls();    // that come on Unix sockets, which are read on
   for (absl::Duration waited; waited < kLongest; waited += kSettles) {
-    if (service->live_calls() == 0) return true;
+    // Those that can't be held are ended: a call that comes to them meanwhile is UNAVAILABLE to its caller.
+    if (service->live_calls() == 0 && acceptor->connections().ShutDownSentUnix() == 0) return true;
     absl::SleepFor(kSettles);
   }
   // Their answers may need what the callers say, how much they can take.

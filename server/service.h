@@ -1,6 +1,7 @@
 // The gRPC methods, on completion queues with a thread each.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -112,13 +113,15 @@ struct CallContext {
   AsyncInferenceService inference;
   InferenceStatistics inference_statistics;
   grpc::AsyncGenericService other_methods;
+  // New calls are refused.
+  std::atomic<bool> ending{false};
   LengthsBudget lengths{options.lengths_budget_bytes, options.caller_share};
   LiveCalls live;
   OpenStreams streams;
   HealthService health{live, delivered};
 };
 
-// Usage: Register, then build the server, Start, …, DrainStreams, shut the server down, Stop.
+// Usage: Register, then build the server, Start, …, DrainStreams, RefuseCalls, shut the server down, Stop.
 class Service {
  public:
   Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
@@ -132,6 +135,8 @@ class Service {
   void SetServing(bool serving) { context_.health.SetServing(serving); }
   // Ends the streams: they answer what they have read. Ends health watches too. Returns at once.
   void DrainStreams();
+  // From here on new calls are refused UNAVAILABLE.
+  void RefuseCalls() { context_.ending.store(true, std::memory_order_relaxed); }
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.
   void Stop();
 

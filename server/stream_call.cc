@@ -12,10 +12,6 @@
 namespace nsa::metadata::server {
 namespace {
 
-Refusal Draining() {
-  return Later(v1::REFUSAL_REASON_DRAINING, "the server is shutting down", 0, 0, std::chrono::milliseconds(50));
-}
-
 // UNAVAILABLE, since an item may be on its way meanwhile: it was not taken, and may go over another stream.
 Refusal Idle(absl::Duration timeout) {
   return Later(v1::REFUSAL_REASON_DEADLINE,

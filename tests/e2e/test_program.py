@@ -5,8 +5,10 @@ import re
 import socket
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
+import grpc
 import pytest
 
 import wire
@@ -59,6 +61,38 @@ def test_calls_in_flight_at_sigterm_are_all_answered(stubs, pb):
             assert_right(call.result(), small(pb), "REPEAT")
         assert server.wait() == 0, server.log
         assert re.search(r"\bdrained\n", server.log)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_call_that_comes_at_the_end_of_a_drain_may_be_tried_elsewhere(stubs, folder, kind):
+    """Calls come one after another, until one isn't answered: UNAVAILABLE is tried again by callers, CANCELLED is not."""
+    ends, serving = [], threading.Barrier(17)
+
+    def call_on(address):
+        with channel(address) as on:
+            stub = stubs.rpc.MetadataServiceStub(on)
+            stub.Expand(small(stubs.pb), timeout=TIMEOUT_S)
+            serving.wait(TIMEOUT_S)
+            try:
+                while True:
+                    stub.Expand(small(stubs.pb), timeout=TIMEOUT_S)
+            except grpc.RpcError as error:
+                ends.append(f"{error.code()} {error.details()}")
+
+    for _ in range(3):
+        with Server("--backend=cpu", listen=f"127.0.0.1:0,unix:{folder}/socket") as server:
+            address = server.address if kind == "tcp" else f"unix:{folder}/socket"
+            callers = [threading.Thread(target=call_on, args=(address,)) for _ in range(16)]
+            for caller in callers:
+                caller.start()
+            serving.wait(TIMEOUT_S)
+            server.terminate()
+            for caller in callers:
+                caller.join()
+            assert server.wait() == 0, server.log
+            assert "some calls take longer" not in server.log
+    assert len(ends) == 48
+    assert [end for end in ends if not end.startswith("StatusCode.UNAVAILABLE")] == []
 
 
 def test_a_drain_says_its_steps_in_order(stubs):
