@@ -12,7 +12,7 @@
 namespace nsa::metadata::server {
 
 // Gives `task` the permits for its lengths and its output and submits it. Takes `*task` only if it returns nothing;
-// else the caller may refuse the task or, but for want of room for its lengths, try again later.
+// else the caller may refuse the task or try again later.
 std::optional<NoRoom> Admit(CallContext& context, std::unique_ptr<Task>* task);
 
 // What a caller is told of `why` Admit has left its task.

@@ -35,9 +35,9 @@ int64_t MetadataBytes(const grpc::ServerContextBase& call) {
   return bytes;
 }
 
-std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
-                                 const CallContext& context) {
-  if (context.ending.load(std::memory_order_relaxed)) return Draining();
+std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, const Caller& caller,
+                                 int64_t metadata_bytes, const CallContext& context) {
+  if (caller.slot == kNoSlot && context.refuses_unix.load(std::memory_order_relaxed)) return Draining();
   if (std::optional<Refusal> refusal = context.trust.Check(call, method)) return refusal;
   return CheckMetadata(metadata_bytes, context.options.connection.max_metadata_bytes);
 }

@@ -1,4 +1,4 @@
-// What is checked of a call before its message.
+// What is checked of a call before its message is read.
 #pragma once
 
 #include <cstdint>
@@ -15,10 +15,10 @@ namespace nsa::metadata::server {
 // What a call's metadata take, as HTTP/2 counts a header list.
 int64_t MetadataBytes(const grpc::ServerContextBase& call);
 
-// Refuses what comes at the end, what the authorization policy does not allow, and metadata of more than
-// max_metadata_bytes: gRPC's own limit lets some of them pass.
-std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, int64_t metadata_bytes,
-                                 const CallContext& context);
+// Refuses what comes on a Unix socket at the end, what the authorization policy does not allow, and metadata of more
+// than max_metadata_bytes: gRPC's own limit lets some of them pass.
+std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, const Caller& caller,
+                                 int64_t metadata_bytes, const CallContext& context);
 
 // Refuses a message of more than max_receive_message bytes, and a compressed one.
 std::optional<Refusal> CheckMessage(const grpc::ByteBuffer& message, const CallContext& context);

@@ -75,8 +75,8 @@ ABSL_FLAG(int64_t, max_queue_requests, kDefault.batch.max_queue_requests, "Reque
 ABSL_FLAG(int64_t, output_budget_bytes, kDefault.output_budget_bytes,
           "Bytes of replies in the server at once, in blocks of 64 KiB");
 ABSL_FLAG(int64_t, lengths_budget_bytes, kDefault.lengths_budget_bytes,
-          "Bytes of lengths in the server at once, 8 a sequence, of requests that are read and not answered yet; those "
-          "of up to 128 sequences are not counted");
+          "Bytes of lengths in the server at once, 8 to 16 a sequence, of requests that are read and not answered yet; "
+          "those of up to 128 sequences are not counted");
 ABSL_FLAG(double, caller_share, kDefault.caller_share,
           "The part of output_budget_bytes, lengths_budget_bytes and max_queue_requests that one caller may have while "
           "more than half is in use");

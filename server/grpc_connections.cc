@@ -17,8 +17,9 @@ int Milliseconds(absl::Duration duration) { return static_cast<int>(absl::ToInt6
 
 void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOptions& options) {
   // What gRPC refuses never reaches us, and what never reaches us is held against its connection: so large messages and
-  // compressed ones are refused by us (see CheckMessage). Its limit acts only when a message is whole, like ours.
-  builder.SetMaxReceiveMessageSize(-1);
+  // compressed ones are refused by us (see CheckMessage). gRPC's own limit, which acts only when a message is whole
+  // like ours, is a coarse one.
+  builder.SetMaxReceiveMessageSize(static_cast<int>(8 * options.max_receive_message));
   // A small compressed message may inflate to anything.
   builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_DECOMPRESSION, 0);
   builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);

@@ -8,7 +8,17 @@ LengthsPermit::~LengthsPermit() {
 
 LengthsPermit LengthsBudget::Reserve(int64_t bytes, Account account) {
   MutexLock lock(&mutex_);
-  if (bytes_in_use() + bytes > bytes_ || PassesShare(bytes, account)) return {};
+  if (PassesShare(bytes, account)) return {};
+  return Take(bytes, account);
+}
+
+LengthsPermit LengthsBudget::ReserveRead(int64_t bytes, Account account) {
+  MutexLock lock(&mutex_);
+  return Take(bytes, account);
+}
+
+LengthsPermit LengthsBudget::Take(int64_t bytes, Account account) {
+  if (bytes_in_use() + bytes > bytes_) return {};
   in_use_.fetch_add(bytes, std::memory_order_relaxed);
   bytes_of_[account] += bytes;
   return LengthsPermit(*this, bytes, account);

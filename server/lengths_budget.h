@@ -49,10 +49,13 @@ class LengthsBudget {
 
   // Charged to `account`; empty when the budget, or the account's share of it, has no room for `bytes`.
   LengthsPermit Reserve(int64_t bytes, Account account) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Of what a stream has read already: without regard to the share, which was MayReadOn's.
+  LengthsPermit ReserveRead(int64_t bytes, Account account) ABSL_LOCKS_EXCLUDED(mutex_);
   // Whether `bytes` more would pass the account's share, though not the budget.
   bool OverShare(int64_t bytes, Account account) const ABSL_LOCKS_EXCLUDED(mutex_);
-  // Whether a stream of the account's reads its next request, of which it isn't known how long it is: while half of
-  // the budget is free, or most of the account's share. The rest is for those whose reading has begun.
+  // Whether a stream of the account's that has requests in flight reads another, of which it isn't known how long it
+  // is: while half of the budget is free, or half of the account's share. The rest is for those whose reading has
+  // begun.
   bool MayReadOn(Account account) const ABSL_LOCKS_EXCLUDED(mutex_);
 
   int64_t bytes() const { return bytes_; }
@@ -61,6 +64,7 @@ class LengthsBudget {
  private:
   friend class LengthsPermit;
   bool PassesShare(int64_t bytes, Account account) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  LengthsPermit Take(int64_t bytes, Account account) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void GiveBack(int64_t bytes, Account account) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const int64_t bytes_;

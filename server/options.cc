@@ -168,7 +168,7 @@ absl::Status Validate(const Options& o) {
            InRange("keepalive_timeout", o.connection.keepalive_timeout, absl::Milliseconds(1)),
            // Room for the largest reply: its arrays, and what aligns them.
            InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
-           // Twice the lengths of the largest request: streams read on while half of it is free.
+           // Of the largest request, as its arrays may have grown.
            InRange("lengths_budget_bytes", o.lengths_budget_bytes, 2 * o.request.max_sequences * kBytesPerSequence,
                    int64_t{1} << 40),
            InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),

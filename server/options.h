@@ -97,7 +97,8 @@ struct Options {
   // Items read from one stream and not answered yet; it waits at that many.
   int64_t max_stream_inflight = 64;
   int64_t output_budget_bytes = int64_t{256} << 20;
-  // Of requests that are read and not answered yet, of more sequences than a Task has room for in itself.
+  // Memory of lengths of requests that are read and not answered yet, of more sequences than a Task has room for in
+  // itself.
   int64_t lengths_budget_bytes = int64_t{256} << 20;
   // The part of both budgets and of max_queue_requests that one caller may have while more than half of it is in use.
   double caller_share = 0.25;

@@ -106,7 +106,7 @@ Refusal DeadlinePassed(bool callers, Clock::duration had, Clock::duration waited
           .reason = v1::REFUSAL_REASON_DEADLINE,
           .message = absl::StrCat(callers ? "the caller's deadline" : "max_rpc_duration",
                                   " passed before the request was launched: it had ", text(had),
-                                  " from its arrival, and is there for ", text(waited)),
+                                  " from its arrival, and has been there for ", text(waited)),
           .field = "",
           .value = std::chrono::duration_cast<Milliseconds>(waited).count(),
           .limit = std::chrono::duration_cast<Milliseconds>(had).count()};

@@ -42,8 +42,8 @@ Refusal Later(v1::RefusalReason reason, std::string message, int64_t value, int6
 Refusal Draining();
 // PERMISSION_DENIED.
 Refusal NotAllowed(std::string message);
-// The caller's deadline, or else max_rpc_duration. The request, which had `had` from its arrival on, is there for
-// `waited`.
+// The caller's deadline, or else max_rpc_duration. The request, which had `had` from its arrival on, has been there
+// for `waited`.
 Refusal DeadlinePassed(bool callers, Clock::duration had, Clock::duration waited);
 Refusal Cancelled();
 // A fault of ours; `message` names no internals.

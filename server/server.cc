@@ -137,7 +137,7 @@ struct Server::Parts {
   absl::Status BuildServer();
   // Takes no new calls, and waits for those in flight, for up to drain_timeout.
   void ShutDownServer();
-  // Whether all calls are answered and no new one will be read; else, since some take longer, calls are read as before.
+  // Whether all calls are answered and no new one will be read; else some take longer, and calls are read as before.
   bool StopReading();
   void AddGauges();
   // For the status page, as JSON.
@@ -240,12 +240,16 @@ bool Server::Parts::StopReading() {
   constexpr absl::Duration kLongest = absl::Milliseconds(500);
   acceptor->connections().SetReading(false);
   absl::SleepFor(kSettles);  // what was read before is on its way to us
-  service->RefuseCalls();    // that come on Unix sockets, which are read on
+  // A Unix socket can't be held: what comes on one is refused from here on, and once nothing is in flight it is ended.
+  // A call that comes then is UNAVAILABLE to its caller too.
+  service->RefuseUnix();
+  bool answered = false;
   for (absl::Duration waited; waited < kLongest; waited += kSettles) {
-    // Those that can't be held are ended: a call that comes to them meanwhile is UNAVAILABLE to its caller.
-    if (service->live_calls() == 0 && acceptor->connections().ShutDownSentUnix() == 0) return true;
+    answered = service->live_calls() == 0;
+    if (answered && acceptor->connections().ShutDownSentUnix() == 0) return true;
     absl::SleepFor(kSettles);
   }
+  if (answered) return true;  // though somebody on a Unix socket does not read
   // Their answers may need what the callers say, how much they can take.
   acceptor->connections().SetReading(true);
   return false;
@@ -302,7 +306,8 @@ void Server::Parts::AddGauges() {
   }
   for (const auto& [what, name] : {std::pair(Reloaded::kCertificates, "nsa_metadata_tls_reload_failed"),
                                    std::pair(Reloaded::kPolicy, "nsa_metadata_policy_reload_failed")}) {
-    gauges.Add(name, "1 while the files that lie there are broken, and what was read before is in use.", {},
+    gauges.Add(name,
+               "1 while the files that lie there are broken, or not valid yet, and what was read before is in use.", {},
                [this, what = what] { return metrics->reload_failed(what) ? 1.0 : 0.0; });
   }
   gauges.Add("nsa_metadata_build_info", "1; what this server was built from.",

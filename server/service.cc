@@ -39,9 +39,10 @@ void OpenStreams::Drain() {
   for (StreamCall* stream : streams_) stream->Drain();
 }
 
-void OpenStreams::Look(TimePoint now) {
+void OpenStreams::Look(TimePoint now, bool crowded) {
   MutexLock lock(&mutex_);
-  for (StreamCall* stream : streams_) stream->Look(now);
+  const bool still_crowded = std::exchange(was_crowded_, crowded) && crowded;
+  for (StreamCall* stream : streams_) stream->Look(now, still_crowded);
 }
 
 Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
@@ -82,7 +83,8 @@ void Service::Start() {
     // Streams are looked at once, whichever queues they are of.
     const bool first = queue == queues_.front();
     queue->Start(LookPeriod(context_.options),
-                 first ? [this](TimePoint now) { context_.streams.Look(now); } : std::function<void(TimePoint)>());
+                 first ? [this](TimePoint now) { context_.streams.Look(now, context_.pool.nearly_used()); }
+                       : std::function<void(TimePoint)>());
   }
 }
 

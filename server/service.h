@@ -83,10 +83,12 @@ class OpenStreams {
   bool Add(StreamCall* stream);
   void Remove(StreamCall* stream);
   void Drain();
-  void Look(TimePoint now);
+  // `crowded`: others need the room of what streams hold.
+  void Look(TimePoint now, bool crowded);
 
  private:
   Mutex mutex_;
+  bool was_crowded_ ABSL_GUARDED_BY(mutex_) = false;  // at the last look
   std::unordered_set<StreamCall*> streams_ ABSL_GUARDED_BY(mutex_);
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
 };
@@ -113,15 +115,15 @@ struct CallContext {
   AsyncInferenceService inference;
   InferenceStatistics inference_statistics;
   grpc::AsyncGenericService other_methods;
-  // New calls are refused.
-  std::atomic<bool> ending{false};
+  // New calls on Unix sockets are refused.
+  std::atomic<bool> refuses_unix{false};
   LengthsBudget lengths{options.lengths_budget_bytes, options.caller_share};
   LiveCalls live;
   OpenStreams streams;
   HealthService health{live, delivered};
 };
 
-// Usage: Register, then build the server, Start, …, DrainStreams, RefuseCalls, shut the server down, Stop.
+// Usage: Register, then build the server, Start, …, DrainStreams, RefuseUnix, shut the server down, Stop.
 class Service {
  public:
   Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
@@ -135,8 +137,8 @@ class Service {
   void SetServing(bool serving) { context_.health.SetServing(serving); }
   // Ends the streams: they answer what they have read. Ends health watches too. Returns at once.
   void DrainStreams();
-  // From here on new calls are refused UNAVAILABLE.
-  void RefuseCalls() { context_.ending.store(true, std::memory_order_relaxed); }
+  // From here on new calls that come on Unix sockets are refused UNAVAILABLE.
+  void RefuseUnix() { context_.refuses_unix.store(true, std::memory_order_relaxed); }
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.
   void Stop();
 

@@ -45,7 +45,7 @@ void StreamCall::OnArrived(bool ok) {
   }
   const bool draining = !context_.streams.Add(this);
   MutexLock lock(&mutex_);
-  refusal_ = CheckCall(server_context_, Method::kExpandStream, metadata_bytes, context_);
+  refusal_ = CheckCall(server_context_, Method::kExpandStream, caller_, metadata_bytes, context_);
   reads_done_ = refusal_.has_value();
   draining_ = draining_ || draining;
   Pump();
@@ -127,6 +127,13 @@ void StreamCall::TakeExpand(std::unique_ptr<Task> task, v1::ExpandStreamRequest&
     task->Refuse(*refusal);
   } else {
     task->TakeLengths(message.mutable_expand());
+    if (const int64_t bytes = task->lengths_bytes(); bytes > 0) {
+      task->lengths_permit = context_.lengths.ReserveRead(bytes, task->account);
+      if (!task->lengths_permit) {  // it would wait in the room that there is not
+        task->Refuse(RefusalFor(NoRoom::kLengths, context_, *task));
+        return;
+      }
+    }
     if (std::unique_ptr<Task> left = TryAdmit(std::move(task))) {
       MutexLock lock(&mutex_);
       AwaitRoom(std::move(left));
@@ -145,12 +152,7 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
     task->Refuse(Cancelled());
     return nullptr;
   }
-  const std::optional<NoRoom> why = Admit(context_, &task);
-  if (why == NoRoom::kLengths) {  // it would wait in the room that there is not
-    task->Refuse(RefusalFor(*why, context_, *task));
-    return nullptr;
-  }
-  return why ? std::move(task) : nullptr;
+  return Admit(context_, &task) ? std::move(task) : nullptr;
 }
 
 void StreamCall::AwaitRoom(std::unique_ptr<Task> task) {
@@ -286,22 +288,19 @@ void StreamCall::Drain() {
   Pump();
 }
 
-void StreamCall::Look(TimePoint now) {
+void StreamCall::Look(TimePoint now, bool crowded) {
   MutexLock lock(&mutex_);
   const Options& options = context_.options;
-  if (writing_ && now - WaitsSince() > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
+  // Each chunk taken just in time makes an answer of many last for half an hour: for that there has to be room.
+  const auto waits_since = [&] { return crowded ? outbox_.front().answered : write_started_; };
+  if (writing_ && now - waits_since() > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
     server_context_.TryCancel();
-  } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ && !awaits_room_ &&
+  } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ &&
              now - last_message_ > absl::ToChronoNanoseconds(options.stream_idle_timeout)) {
     reads_done_ = true;
     refusal_ = Idle(options.stream_idle_timeout);
     Pump();
   }
-}
-
-TimePoint StreamCall::WaitsSince() const {
-  // Each chunk taken just in time makes an answer of many last for half an hour: for that there has to be room.
-  return context_.pool.nearly_used() ? outbox_.front().answered : write_started_;
 }
 
 void StreamCall::Pump() {
@@ -326,7 +325,8 @@ void StreamCall::NoteWait() {
 void StreamCall::PumpRead() {
   if (reading_ || awaits_room_ || reads_done_ || draining_ || finishing_) return;
   if (unanswered_ >= context_.options.max_stream_inflight) return;
-  if (!context_.lengths.MayReadOn(caller_.account)) {
+  // One with nothing in flight reads: else it would not see its end, nor its idle time.
+  if (unanswered_ > 0 && !caller_gone_ && !context_.lengths.MayReadOn(caller_.account)) {
     AwaitRoom(nullptr);
     return;
   }

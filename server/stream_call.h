@@ -39,8 +39,8 @@ class StreamCall {
   // Answers what was read, reads no more, and ends UNAVAILABLE. Any thread.
   void Drain() ABSL_LOCKS_EXCLUDED(mutex_);
   // Ends it when no item has come for stream_idle_timeout and none is in flight; cancels it when a message has waited
-  // for its reader for write_stall_timeout, or all of an answer has while others need its room. Any thread.
-  void Look(TimePoint now) ABSL_LOCKS_EXCLUDED(mutex_);
+  // for its reader for write_stall_timeout or, if `crowded`, an answer has since it was ready. Any thread.
+  void Look(TimePoint now, bool crowded) ABSL_LOCKS_EXCLUDED(mutex_);
 
  private:
   // How long what found no room waits before it asks again; each time twice as long.
@@ -112,8 +112,6 @@ class StreamCall {
   void RefuseMessage(uint64_t id, const Refusal& refusal);
   static ReplyMessage Encode(uint64_t id, const Refusal& refusal);
 
-  // Since when the answer under way has waited for its reader.
-  TimePoint WaitsSince() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Each starts what may be started now.
   void Pump() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -68,10 +68,9 @@ class Task : public Recycled<Task> {
     return DeadlinePassed(deadline_is_callers_, deadline - times.arrived, now - times.arrived);
   }
 
-  // What they take beside the object.
+  // What they take beside the object: 8 bytes a sequence or, as the decoder's arrays grow, up to twice that.
   int64_t lengths_bytes() const {
-    const auto num_sequences = static_cast<int64_t>(expansion.seq_lens.size());
-    return AreFew(expansion.seq_lens.size()) ? 0 : 2 * num_sequences * static_cast<int64_t>(sizeof(int32_t));
+    return (int64_t{extend_seq_lens_.Capacity()} + seq_lens_.Capacity()) * static_cast<int64_t>(sizeof(int32_t));
   }
   bool cancelled() const { return responder_->cancelled(); }
   void Reply(Messages reply, const Journey& journey) {

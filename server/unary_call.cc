@@ -39,9 +39,10 @@ void UnaryCall::OnArrived(bool ok) {
   context_.delivered.Add(caller_.slot, request_.Length() + static_cast<size_t>(metadata_bytes));
   MakeSuccessor();
   if (IsFrequent() && queue_.WantsMoreTakers(method_)) MakeSuccessor();
-  std::optional<Refusal> refusal = CheckCall(server_context_, method_, metadata_bytes, context_);
+  std::optional<Refusal> refusal = CheckCall(server_context_, method_, caller_, metadata_bytes, context_);
   if (!refusal) refusal = CheckMessage(request_, context_);
   if (refusal) {
+    request_.Clear();  // it may be long until the answer is taken
     SendRefusal(*refusal);
   } else {
     Handle();

@@ -50,19 +50,19 @@ def test_a_streams_answer_that_nobody_reads_ends_the_stream(stubs, pb):
 
 @pytest.mark.parametrize("room", [64, 9], ids=["room for others", "no room for others"])
 def test_an_answer_that_is_taken_chunk_by_chunk_in_time_is_given_up_only_where_others_need_its_room(pb, room):
-    flags = ["--write_stall_timeout=1s", "--max_reply_bytes=8388608", f"--output_budget_bytes={room << 20}", "--caller_share=1"]
+    flags = ["--write_stall_timeout=2s", "--max_reply_bytes=8388608", f"--output_budget_bytes={room << 20}", "--caller_share=1"]
     with Server("--backend=cpu", *flags) as server, RawConnection(server.address, window=0) as reader:
-        # 7.6 MB in eight chunks, of which 2.5 MB a second are taken.
+        # 7.6 MB in eight chunks, of which 1.3 MB a second are taken.
         item = pb.ExpandRequest(extend_seq_lens=[950_000], seq_lens=[1], nsa_index_topk=2048)
         message = pb.ExpandStreamRequest(expand=item).SerializeToString()
         stream = reader.call(frame(message), path="/nsa.metadata.v1.MetadataService/ExpandStream")
         begin = time.monotonic()
         while not (answer := reader.take(stream, 1 << 18)).ended:
-            time.sleep(0.1)
+            time.sleep(0.2)
         took = time.monotonic() - begin
         if room == 64:
             assert len(answer.data) > 7_600_000 and answer.status == 0
-            assert took > 2, "it took no longer than a reply may wait for its reader"
+            assert took > 4, "it took no longer than a reply may wait for its reader"
         else:
             assert len(answer.data) < 7_600_000, "it was sent to its end"
         eventually(lambda: blocks_in_use(server) == 0, "the blocks are back")

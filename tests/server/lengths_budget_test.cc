@@ -47,6 +47,15 @@ TEST(LengthsBudgetTest, AnAccountHasItsShareOnceHalfIsInUse) {
   EXPECT_TRUE(budget.Reserve(24, kNoAccount)) << "nobody's requests have no share";
 }
 
+TEST(LengthsBudgetTest, WhatAStreamHasReadHasRoomWhateverTheShare) {
+  LengthsBudget budget(100, /*caller_share=*/0.25);
+  const LengthsPermit half = budget.Reserve(51, kOne);
+  const LengthsPermit read = budget.ReserveRead(40, kOne);
+  EXPECT_TRUE(read);
+  EXPECT_FALSE(budget.ReserveRead(10, kOne)) << "it would pass the budget";
+  EXPECT_EQ(budget.bytes_in_use(), 91);
+}
+
 TEST(LengthsBudgetTest, StreamsReadOnWhileThereIsRoomForWhatTheyMayRead) {
   LengthsBudget budget(100, /*caller_share=*/0.25);
   const LengthsPermit half = budget.Reserve(50, kOne);

@@ -64,7 +64,8 @@ class ExpandStream:
     """Items over an ExpandStream call, and over the next one where a call ends early. Thread-safe; see Client.open_stream.
 
     Answers come as the server finishes them, in any order. There is no limit of 4 MiB an answer: larger ones come in
-    chunks, which are put together in one copy. Where the server is full an item waits, it is not refused. A call that
+    chunks, which are put together in one copy. Where the server is full an item waits; it is refused only
+    where lengths that were read at the same time fill lengths_budget_bytes. A call that
     ends UNAVAILABLE, or CANCELLED by nobody, as when its server drains, has its items without an answer sent again over a new one, up to the
     client's max_attempts times in all and while their timeouts last.
     """
