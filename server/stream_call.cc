@@ -292,8 +292,8 @@ void StreamCall::Look(TimePoint now, bool crowded) {
   MutexLock lock(&mutex_);
   const Options& options = context_.options;
   // Each chunk taken just in time makes an answer of many last for half an hour: for that there has to be room.
-  const auto waits_since = [&] { return crowded ? outbox_.front().answered : write_started_; };
-  if (writing_ && now - waits_since() > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
+  const TimePoint waits_since = crowded && writing_ ? outbox_.front().answered : write_started_;
+  if (writing_ && now - waits_since > absl::ToChronoNanoseconds(options.write_stall_timeout)) {
     server_context_.TryCancel();
   } else if (unanswered_ == 0 && !reads_done_ && !finishing_ && !draining_ && !taking_ &&
              now - last_message_ > absl::ToChronoNanoseconds(options.stream_idle_timeout)) {

@@ -89,7 +89,6 @@ class Task : public Recycled<Task> {
   // Both arrays of some hundred sequences; those of more stay in the memory they were decoded to.
   static constexpr size_t kLengthsHere = 256;
 
-  static constexpr bool AreFew(size_t num_sequences) { return 2 * num_sequences <= kLengthsHere; }
   // Copies lengths that have room in lengths_; false if they have none.
   bool CopyFewLengths();
 
@@ -102,7 +101,7 @@ class Task : public Recycled<Task> {
 
 inline bool Task::CopyFewLengths() {
   const size_t num_sequences = expansion.seq_lens.size();
-  if (!AreFew(num_sequences)) return false;
+  if (2 * num_sequences > kLengthsHere) return false;
   std::copy_n(expansion.extend_seq_lens.begin(), num_sequences, lengths_);
   std::copy_n(expansion.seq_lens.begin(), num_sequences, lengths_ + num_sequences);
   expansion.extend_seq_lens = {lengths_, num_sequences};

@@ -190,7 +190,7 @@ FAULTS = [
           "  if (waits > absl::ToChronoNanoseconds(context_.options.write_stall_timeout)) server_context_.TryCancel();",
           "  if (waits < Clock::duration::zero()) server_context_.TryCancel();", row("R6"), r"ended by .*missed"),
     Fault("R6", "gives-each-chunk-a-time-of-its-own", STREAM,
-          "crowded ? outbox_.front().answered : write_started_;", "write_started_;",
+          "crowded && writing_ ? outbox_.front().answered : write_started_;", "write_started_;",
           pytest("test_stalls.py::test_an_answer_that_is_taken_chunk_by_chunk_in_time_is_given_up_only_where_others_need_its_room"), r"1 failed"),
     Fault("R6", "lets-one-caller-have-all-blocks", POOL,
           "blocks_of_[account] + count > share_;", "blocks_of_[account] + count > num_blocks_;", row("R6"), r"healthy calls .*missed"),
