@@ -11,37 +11,42 @@ constexpr std::chrono::milliseconds kRetryAfter(50);
 
 int64_t OutputBytes(const Task& task) { return static_cast<int64_t>(task.expansion.layout.block_bytes()); }
 
-Refusal NoLengths(const CallContext& context, const Task& task) {
-  const int64_t bytes = task.lengths_bytes();
-  const int64_t budget = context.lengths.bytes();
-  if (context.lengths.OverShare(bytes, task.account)) {
-    const int64_t share = ShareOf(context.options.caller_share, budget);
-    return Later(v1::REFUSAL_REASON_CALLER_SHARE,
-                 absl::StrCat("more than half of lengths_budget_bytes ", budget, " is in use, and lengths of ", bytes,
-                              " bytes more would pass this caller's share of it, ", share),
-                 bytes, share, kRetryAfter);
-  }
+// `what` of `bytes` bytes, of which there is no room in the budget that `flag` names.
+struct Asked {
+  const char* flag;
+  const char* what;
+  int64_t bytes;
+  int64_t budget;
+};
+
+Refusal ShareUsed(const Asked& asked, double caller_share) {
+  const int64_t share = ShareOf(caller_share, asked.budget);
+  return Later(v1::REFUSAL_REASON_CALLER_SHARE,
+               absl::StrCat("more than half of ", asked.flag, " ", asked.budget, " is in use, and ", asked.what, " of ",
+                            asked.bytes, " bytes more would pass this caller's share of it, ", share),
+               asked.bytes, share, kRetryAfter);
+}
+
+Refusal BudgetUsed(const Asked& asked, int64_t in_use, const char* how) {
   return Later(v1::REFUSAL_REASON_BUDGET_FULL,
-               absl::StrCat("no room for lengths of ", bytes, " bytes: ", context.lengths.bytes_in_use(),
-                            " of lengths_budget_bytes ", budget, " are in use"),
-               bytes, budget, kRetryAfter);
+               absl::StrCat("no room for ", asked.what, " of ", asked.bytes, " bytes", how, ": ", in_use, " of ",
+                            asked.flag, " ", asked.budget, " are in use"),
+               asked.bytes, asked.budget, kRetryAfter);
+}
+
+Refusal NoLengths(const CallContext& context, const Task& task) {
+  const Asked asked = {"lengths_budget_bytes", "lengths", task.lengths_bytes(), context.lengths.bytes()};
+  if (context.lengths.OverShare(asked.bytes, task.account)) return ShareUsed(asked, context.options.caller_share);
+  return BudgetUsed(asked, context.lengths.bytes_in_use(), "");
 }
 
 Refusal NoOutput(const CallContext& context, const Task& task) {
-  const int64_t bytes = OutputBytes(task);
-  const int64_t budget = context.options.output_budget_bytes;
-  if (context.pool.OverShare(static_cast<size_t>(bytes), task.account)) {
-    const int64_t share = ShareOf(context.options.caller_share, budget);
-    return Later(v1::REFUSAL_REASON_CALLER_SHARE,
-                 absl::StrCat("more than half of output_budget_bytes ", budget, " is in use, and an output of ", bytes,
-                              " bytes more would pass this caller's share of it, ", share),
-                 bytes, share, kRetryAfter);
+  const Asked asked = {"output_budget_bytes", "an output", OutputBytes(task), context.options.output_budget_bytes};
+  if (context.pool.OverShare(static_cast<size_t>(asked.bytes), task.account)) {
+    return ShareUsed(asked, context.options.caller_share);
   }
-  return Later(v1::REFUSAL_REASON_BUDGET_FULL,
-               absl::StrCat("no room for an output of ", bytes,
-                            " bytes in one piece: ", context.pool.blocks_in_use() * OutputPool::kBlockBytes,
-                            " of output_budget_bytes ", budget, " are in use"),
-               bytes, budget, kRetryAfter);
+  const auto in_use = static_cast<int64_t>(context.pool.blocks_in_use() * OutputPool::kBlockBytes);
+  return BudgetUsed(asked, in_use, " in one piece");
 }
 
 Refusal QueueFull(const CallContext& context) {

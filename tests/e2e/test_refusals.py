@@ -363,6 +363,22 @@ def test_lengths_that_wait_have_a_budget_and_what_comes_next_is_refused(stubs, p
         eventually(lambda: server.metrics().total("nsa_metadata_lengths_bytes") == 0, "none are left")
 
 
+def test_a_caller_has_its_share_of_the_lengths_that_wait_once_half_of_the_budget_is_in_use(stubs, pb):
+    flags = [f"--lengths_budget_bytes={LENGTHS_BUDGET}", "--max_batch_sequences=1000000", "--batch_delay=4s"]
+    with Server(*flags) as server, channel(server.address) as on:
+        request = ask(pb, **MANY_SEQUENCES)
+        calls = [stubs.rpc.MetadataServiceStub(on).Expand.future(request, timeout=TIMEOUT_S) for _ in range(20)]
+        eventually(lambda: waiting(server) + sum(call.done() for call in calls) == 20, "each waits or is refused")
+        held = server.metrics().total("nsa_metadata_lengths_bytes")
+        assert LENGTHS_BUDGET / 2 < held <= LENGTHS_BUDGET / 2 + 600_000
+        refusals = [refusal_of(call.exception()) for call in calls if call.done()]
+        assert refusals
+        for refusal in refusals:
+            assert_passing(refusal, "CALLER_SHARE")
+            assert refusal.limit == LENGTHS_BUDGET / 4
+            assert "lengths_budget_bytes" in refusal.message
+
+
 @pytest.mark.parametrize("budget", [6 << 20, 1 << 20], ids=["room for an item of each stream", "none"])
 def test_streams_wait_for_room_for_lengths(stubs, pb, budget):
     request = ask(pb, **MANY_SEQUENCES)
