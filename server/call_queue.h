@@ -14,6 +14,8 @@
 #include "grpcpp/completion_queue.h"
 #include "server/clock.h"
 #include "server/completion_queue.h"
+#include "server/delivered.h"
+#include "server/held_answers.h"
 #include "server/metrics.h"
 #include "server/mutex.h"
 
@@ -44,7 +46,8 @@ class CallQueue {
     Call** at_ = nullptr;  // what points to it
   };
 
-  explicit CallQueue(std::unique_ptr<grpc::ServerCompletionQueue> queue) : queue_(std::move(queue)) {}
+  CallQueue(std::unique_ptr<grpc::ServerCompletionQueue> queue, const Descriptors& descriptors, HeldKinds hold)
+      : queue_(std::move(queue)), held_(descriptors), hold_(hold) {}
 
   // For gRPC's operations.
   grpc::ServerCompletionQueue* get() { return queue_.get(); }
@@ -54,7 +57,7 @@ class CallQueue {
     period_ = period;
     also_ = std::move(also);
     SetAlarm();
-    thread_ = std::thread([this] { RunQueue(*queue_); });
+    thread_ = std::thread([this] { Run(); });
   }
   // Once no operation is started on the queue any more: ends the thread.
   void Stop() {
@@ -78,6 +81,25 @@ class CallQueue {
     return true;
   }
 
+  // What the queue's calls write, and when, its own thread may hold back (see HeldAnswers); others' never. Any thread.
+
+  // An answer to a unary call from `slot` is about to be written. It is held back where the one before went to the same
+  // connection and its operation isn't back: both calls came together, and so may more.
+  void AnswersUnary(DeliverySlot slot, size_t bytes) {
+    if (hold_ != HeldKinds::kAll || running_ != this) return;
+    if (std::exchange(answered_, slot) == slot) Hold(slot, bytes);
+  }
+  // The operation of a unary answer is back.
+  void UnaryAnswered() { answered_ = kNoSlot; }
+  // Holds back what is about to be written to the connection of `slot`, if it is small.
+  void Hold(DeliverySlot slot, size_t bytes) {
+    if (hold_ != HeldKinds::kNone && running_ == this && bytes <= HeldAnswers::kLargest) held_.Hold(slot);
+  }
+  // A request whose answer has so many bytes is about to be computed: nothing held is to wait for a large one.
+  void Computes(size_t bytes) {
+    if (running_ == this && bytes > HeldAnswers::kLargest) held_.Release();
+  }
+
   void Watch(Call& call) {
     call.next_ = first_;
     call.at_ = &first_;
@@ -86,6 +108,26 @@ class CallQueue {
   }
 
  private:
+  // Until the queue is shut down and drained.
+  void Run() {
+    running_ = this;
+    void* tag = nullptr;
+    bool ok = false;
+    while (Next(&tag, &ok)) Proceed(tag, ok);
+  }
+  // The next event. While something is held back there is no waiting for it, nor are there many.
+  bool Next(void** tag, bool* ok) {
+    constexpr int kMostEventsHeld = 64;
+    if (!held_.empty()) {
+      if (events_held_++ < kMostEventsHeld &&
+          queue_->AsyncNext(tag, ok, gpr_inf_past(GPR_CLOCK_MONOTONIC)) == grpc::CompletionQueue::GOT_EVENT) {
+        return true;
+      }
+      held_.Release();
+    }
+    events_held_ = 0;
+    return queue_->Next(tag, ok);
+  }
   void OnAlarm(bool) {
     const TimePoint now = Clock::now();
     for (Call* call = first_; call != nullptr; call = call->next_) call->Look(now);
@@ -99,7 +141,14 @@ class CallQueue {
     alarm_.Set(queue_.get(), std::chrono::system_clock::now() + period, Started(&look_tag_));
   }
 
+  inline static thread_local const CallQueue* running_ = nullptr;
+
   const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
+  // Its thread's.
+  HeldAnswers held_;
+  int events_held_ = 0;
+  DeliverySlot answered_ = kNoSlot;  // where the last unary answer went, until its operation is back
+  const HeldKinds hold_;
   Call* first_ = nullptr;
   std::array<size_t, kNumMethods> takers_ = [] {
     std::array<size_t, kNumMethods> one_each;

@@ -62,6 +62,9 @@ ABSL_FLAG(std::string, on_gpu_fault, kDefault.on_gpu_fault,
 ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a core, at least 8 on a device");
 ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
           "gRPC completion queues, a thread each; 0: one for two cores");
+ABSL_FLAG(std::string, hold_answers, kDefault.hold_answers,
+          "Small answers that wait, for less than a millisecond, for others to the same connection, to leave in one "
+          "segment: all, streams, none, or auto (all on up to 4 cores, else streams)");
 ABSL_FLAG(int64_t, max_sequences, kDefault.request.max_sequences, "Sequences a request");
 ABSL_FLAG(int64_t, max_tokens, kDefault.request.max_tokens, "Tokens a request");
 ABSL_FLAG(int64_t, max_reply_bytes, kDefault.request.max_reply_bytes, "Bytes of a reply");
@@ -135,6 +138,7 @@ Options OptionsFromFlags() {
   options.on_gpu_fault = absl::GetFlag(FLAGS_on_gpu_fault);
   options.lanes = absl::GetFlag(FLAGS_lanes);
   options.completion_queues = absl::GetFlag(FLAGS_completion_queues);
+  options.hold_answers = absl::GetFlag(FLAGS_hold_answers);
   options.request = {.max_sequences = absl::GetFlag(FLAGS_max_sequences),
                      .max_tokens = absl::GetFlag(FLAGS_max_tokens),
                      .max_reply_bytes = absl::GetFlag(FLAGS_max_reply_bytes),

@@ -21,6 +21,8 @@ constexpr int64_t kMaxInt32 = INT32_MAX;
 // What gRPC and this process need beside the callers' connections; the health port's are among them.
 constexpr int64_t kOwnDescriptors = 256;
 constexpr int64_t kMostConnections = 12'000;
+// Up to so many, processor time is what a call waits for.
+constexpr int64_t kFewCores = 4;
 
 absl::Status InRange(const char* flag, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
@@ -100,6 +102,11 @@ absl::Status CheckFaultAction(const std::string& action) {
   return absl::InvalidArgumentError(absl::StrCat("--on_gpu_fault=", action, " must be cpu or exit"));
 }
 
+absl::Status CheckHoldAnswers(const std::string& hold) {
+  if (hold == "auto" || hold == "all" || hold == "streams" || hold == "none") return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("--hold_answers=", hold, " must be auto, all, streams or none"));
+}
+
 absl::Status CheckLogFormat(const std::string& format) {
   if (format == "text" || format == "json") return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("--log_format=", format, " must be text or json"));
@@ -144,6 +151,7 @@ absl::Status Validate(const Options& o) {
            InRange("cpu_below_tokens", o.cpu_below_tokens, 0, kMaxInt32),
            InRange("lanes", o.lanes, 0, 64),
            InRange("completion_queues", o.completion_queues, 0, 64),
+           CheckHoldAnswers(o.hold_answers),
            InRange("max_sequences", o.request.max_sequences, 1, int64_t{1} << 24),
            InRange("max_tokens", o.request.max_tokens, 1, int64_t{1} << 28),
            InRange("max_reply_bytes", o.request.max_reply_bytes, 1024, kMaxInt32),
@@ -189,6 +197,7 @@ absl::Status Validate(const Options& o) {
 Options Resolve(Options options) {
   const int64_t cores = std::max<int64_t>(std::thread::hardware_concurrency(), 1);
   if (options.completion_queues == 0) options.completion_queues = std::clamp<int64_t>(cores / 2, 1, 64);
+  if (options.hold_answers == "auto") options.hold_answers = cores <= kFewCores ? "all" : "streams";
   if (options.connection.max_connections == 0) {
     rlimit descriptors = {};
     getrlimit(RLIMIT_NOFILE, &descriptors);

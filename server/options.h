@@ -90,6 +90,11 @@ struct Options {
   // Completion queues, a thread each. 0: one for two cores: gRPC's threads hand each other the events of all
   // connections, so that a thread a core costs more of a call's time than it brings (tests/bench/results).
   int64_t completion_queues = 0;
+  // Which small answers are held back for those that follow on their connection, to leave in one segment: "all",
+  // "streams", "none", or "auto", which is "all" on up to 4 cores and "streams" on more. Where cores are few it saves
+  // what they lack; where they are many a caller could have read the first answer while the next one was computed
+  // (tests/bench/results).
+  std::string hold_answers = "auto";
 
   RequestLimits request;
   BatchOptions batch;

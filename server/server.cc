@@ -22,12 +22,14 @@
 #include "server/gauges.h"
 #include "server/grpc_connections.h"
 #include "server/health_server.h"
+#include "server/held_answers.h"
 #include "server/history.h"
 #include "server/limits.h"
 #include "server/metrics.h"
 #include "server/metrics_server.h"
 #include "server/mutex.h"
 #include "server/output_pool.h"
+#include "server/peer.h"
 #include "server/server_options.h"
 #include "server/service.h"
 #include "server/status_page.h"
@@ -117,6 +119,7 @@ struct Server::Parts {
   std::shared_ptr<OutputPool> pool;
   std::unique_ptr<Batcher> batcher;
   Delivered delivered;
+  Descriptors descriptors;
   std::unique_ptr<Service> service;
   std::unique_ptr<HealthServer> health;
   std::unique_ptr<ExternalConnectionAcceptor> connections;
@@ -192,7 +195,11 @@ absl::Status Server::Parts::Listen() {
   if (!listeners.ok()) return listeners.status();
   acceptor = std::make_unique<Acceptor>(
       Acceptor::Options{.max_connections = static_cast<size_t>(options.connection.max_connections),
-                        .accepted = [this](int fd, int listener_fd) { HandOver(fd, listener_fd, *connections); },
+                        .accepted =
+                            [this](int fd, int listener_fd) {
+                              descriptors.Set(SlotOf(PeerOf(fd)), fd);
+                              HandOver(fd, listener_fd, *connections);
+                            },
                         .refused = [this] { metrics->ConnectionRefused(); },
                         .delivered = delivered,
                         .stall_timeout = absl::ToChronoNanoseconds(options.write_stall_timeout),
@@ -365,6 +372,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const Options& options, Su
   if (!computes.ok()) return computes;
   parts->service = std::make_unique<Service>(
       parts->options, *parts->pool, *parts->batcher, *parts->metrics, *parts->trust, parts->delivered,
+      parts->descriptors,
       ServerInfos{ServerInfo(parts->backend->kind(), parts->backend->device(), parts->options),
                   ServerInfo(kernels::BackendKind::kCpu, kernels::CreateCpuBackend()->device(), parts->options)});
   if (absl::Status status = parts->Listen(); !status.ok()) return status;

@@ -20,6 +20,11 @@ Clock::duration LookPeriod(const Options& options) {
   return absl::ToChronoNanoseconds(std::clamp(shortest / 4, absl::Milliseconds(1), absl::Seconds(1)));
 }
 
+HeldKinds HeldKindsOf(const Options& options) {
+  if (options.hold_answers == "none") return HeldKinds::kNone;
+  return options.hold_answers == "streams" ? HeldKinds::kStreams : HeldKinds::kAll;
+}
+
 }  // namespace
 
 bool OpenStreams::Add(StreamCall* stream) {
@@ -46,8 +51,9 @@ void OpenStreams::Look(TimePoint now, bool crowded) {
 }
 
 Service::Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
-                 Delivered& delivered, ServerInfos infos)
-    : context_{.options = options,
+                 Delivered& delivered, const Descriptors& descriptors, ServerInfos infos)
+    : descriptors_(descriptors),
+      context_{.options = options,
                .pool = pool,
                .batcher = batcher,
                .metrics = metrics,
@@ -66,8 +72,9 @@ void Service::Register(grpc::ServerBuilder& builder) {
   builder.RegisterService(&context_.inference);
   builder.RegisterAsyncGenericService(&context_.other_methods);
   context_.health.Register(builder);
+  const HeldKinds hold = HeldKindsOf(context_.options);
   for (int64_t i = 0; i < context_.options.completion_queues; ++i) {
-    queues_.push_back(std::make_unique<CallQueue>(builder.AddCompletionQueue()));
+    queues_.push_back(std::make_unique<CallQueue>(builder.AddCompletionQueue(), descriptors_, hold));
   }
 }
 

@@ -18,6 +18,7 @@
 #include "server/callers.h"
 #include "server/delivered.h"
 #include "server/health_service.h"
+#include "server/held_answers.h"
 #include "server/inference_statistics.h"
 #include "server/lengths_budget.h"
 #include "server/live_calls.h"
@@ -127,7 +128,7 @@ struct CallContext {
 class Service {
  public:
   Service(const Options& options, OutputPool& pool, Batcher& batcher, Metrics& metrics, const Trust& trust,
-          Delivered& delivered, ServerInfos infos);
+          Delivered& delivered, const Descriptors& descriptors, ServerInfos infos);
 
   // Adds the service and its queues to a server.
   void Register(grpc::ServerBuilder& builder);
@@ -147,6 +148,7 @@ class Service {
   const SlowCalls& slow_calls() const { return context_.slow_calls; }
 
  private:
+  const Descriptors& descriptors_;
   CallContext context_;
   std::vector<std::unique_ptr<CallQueue>> queues_;
 };

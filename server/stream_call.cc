@@ -57,7 +57,9 @@ void StreamCall::OnRead(bool ok) {
     MutexLock lock(&mutex_);
     // A drain may have ended the call while this message was on its way here.
     take = ok && !finishing_;
-    last_message_ = Clock::now();
+    const TimePoint now = Clock::now();
+    back_to_back_ = now - last_message_ < kBackToBack;
+    last_message_ = now;
     taking_ = take;
   }
   retry_after_ = kRetryFirst;
@@ -152,6 +154,7 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
     task->Refuse(Cancelled());
     return nullptr;
   }
+  queue_.Computes(task->expansion.layout.block_bytes());
   return Admit(context_, &task) ? std::move(task) : nullptr;
 }
 
@@ -354,6 +357,7 @@ void StreamCall::PumpWrite() {
   if (writing_ || outbox_.empty()) return;
   writing_ = true;
   write_started_ = Clock::now();
+  if (back_to_back_) queue_.Hold(caller_.slot, outbox_.front().message.bytes.Length());
   if (outbox_.front().frees_id) ids_.erase(*outbox_.front().frees_id);
   stream_.Write(outbox_.front().message, StartOperation(&written_tag_));
 }

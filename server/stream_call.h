@@ -47,6 +47,9 @@ class StreamCall {
   static constexpr std::chrono::milliseconds kRetryFirst{2};
   static constexpr std::chrono::milliseconds kRetryMost{32};
 
+  // A message that is read so soon after another one was read or written was there already, and so may be more.
+  static constexpr std::chrono::microseconds kBackToBack{5};
+
   // An item from its reading to its answer.
   class Item final : public Responder {
    public:
@@ -169,6 +172,7 @@ class StreamCall {
   uint64_t item_send_ns_ ABSL_GUARDED_BY(mutex_) = 0;  // of the answer under way, so far
   // When the last message was read or written.
   TimePoint last_message_ ABSL_GUARDED_BY(mutex_);
+  bool back_to_back_ ABSL_GUARDED_BY(mutex_) = false;                     // the last one that was read
   std::optional<Refusal> refusal_ ABSL_GUARDED_BY(mutex_);                // of the call as a whole
   grpc::StatusCode code_ ABSL_GUARDED_BY(mutex_) = grpc::StatusCode::OK;  // that it was finished with
 };

@@ -65,6 +65,7 @@ void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) 
   const TimePoint answered = journey ? journey->framed : Clock::now();
   answered_.store(answered.time_since_epoch().count(), std::memory_order_relaxed);
   code_ = grpc::StatusCode::OK;
+  queue_.AnswersUnary(caller_.slot, reply.bytes.Length());
   writer_.Finish(reply, grpc::Status::OK, Started(&sent_tag_));
 }
 
@@ -75,10 +76,12 @@ void UnaryCall::SendRefusal(const Refusal& refusal) {
   code_ = refusal.code;
   refused_ = refusal.reason;
   journey_ = refusal.journey;
+  queue_.AnswersUnary(caller_.slot, /*bytes=*/0);
   writer_.FinishWithError(ToStatus(refusal), Started(&sent_tag_));
 }
 
 void UnaryCall::OnSent(bool ok) {
+  queue_.UnaryAnswered();
   const TimePoint now = Clock::now();
   const uint64_t total_ns = Nanoseconds(arrived_, now);
   const uint64_t send_ns = Nanoseconds(TimePoint(Clock::duration(answered_.load(std::memory_order_relaxed))), now);
@@ -123,6 +126,7 @@ void ComputeCall::Handle() {
     refusal = task->Late(task->times.parsed);
   }
   if (!refusal) {
+    queue_.Computes(task->expansion.layout.block_bytes());
     const std::optional<NoRoom> why = Admit(context_, &task);
     if (!why) return;
     refusal = RefusalFor(*why, context_, *task);

@@ -50,6 +50,7 @@ TEST(OptionsTest, NamesTheFlagAndTheValueItRefuses) {
   ExpectRefused([](Options& o) { o.trusted_proxies = {"10.0.0.0/99"}; }, "trusted_proxies", "10.0.0.0/99");
   ExpectRefused([](Options& o) { o.caller_metadata = "X-Caller"; }, "caller_metadata", "X-Caller");
   ExpectRefused([](Options& o) { o.caller_metadata = "x-caller"; }, "trusted_proxies", "");
+  ExpectRefused([](Options& o) { o.hold_answers = "yes"; }, "hold_answers", "=yes");
   ExpectRefused([](Options& o) { o.log_format = "xml"; }, "log_format", "=xml");
   ExpectRefused([](Options& o) { o.slow_call_threshold = absl::Seconds(-1); }, "slow_call_threshold", "-1s");
   ExpectRefused([](Options& o) { o.listen = {}; }, "listen", "");
@@ -68,6 +69,7 @@ TEST(OptionsTest, PlainTextBeyondTheLoopbackMustBeAllowed) {
 TEST(OptionsTest, ResolveReplacesWhatStandsForThisMachine) {
   const Options options = Resolve({});
   EXPECT_GE(options.completion_queues, 1);
+  EXPECT_NE(options.hold_answers, "auto");
   EXPECT_GE(options.connection.max_connections, 1);
   EXPECT_EQ(options.output_budget_bytes % OutputPool::kBlockBytes, 0);
 }

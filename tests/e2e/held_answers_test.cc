@@ -1,0 +1,154 @@
+// Which answers are held back, and that all of them leave.
+
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/support/rpc.h"
+#include "tests/support/running_server.h"
+
+namespace {
+
+// How often a connection was told to hold back what is written.
+std::atomic<int> holds{0};
+
+}  // namespace
+
+// In place of libc's: gRPC and the server call it too. How many segments the answers leave in is no measure, since a
+// busy kernel puts some together by itself.
+extern "C" int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept {
+  if (level == IPPROTO_TCP && name == TCP_CORK && *static_cast<const int*>(value) != 0) ++holds;
+  return static_cast<int>(syscall(SYS_setsockopt, fd, level, name, value, size));
+}
+
+namespace nsa::metadata {
+namespace {
+
+using testing::RunningServer;
+
+// The descriptors of the server's ends of its connections, which are in this process.
+std::vector<int> Connections(const RunningServer& server) {
+  const std::string target = server.target();
+  const int port = std::atoi(target.substr(target.rfind(':') + 1).c_str());
+  std::vector<int> found;
+  for (int fd = 0; fd < 1024; ++fd) {
+    sockaddr_in own = {};
+    sockaddr_in peer = {};
+    socklen_t size = sizeof own;
+    socklen_t peer_size = sizeof peer;
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&own), &size) != 0 || own.sin_family != AF_INET) continue;
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &peer_size) != 0) continue;
+    if (ntohs(own.sin_port) == port) found.push_back(fd);
+  }
+  return found;
+}
+
+// Whether soon no connection holds anything back.
+bool NothingIsHeldSoon(const RunningServer& server) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  for (;;) {
+    bool held = false;
+    for (const int fd : Connections(server)) {
+      int on = 0;
+      socklen_t size = sizeof on;
+      held |= getsockopt(fd, IPPROTO_TCP, TCP_CORK, &on, &size) == 0 && on != 0;
+    }
+    if (!held) return true;
+    if (std::chrono::steady_clock::now() > end) return false;
+    std::this_thread::yield();
+  }
+}
+
+v1::ExpandRequest Small() {
+  v1::ExpandRequest request;
+  request.add_extend_seq_lens(3);
+  request.add_seq_lens(10);
+  request.set_nsa_index_topk(2048);
+  return request;
+}
+
+constexpr int kAnswers = 640;
+
+// The answers to many callers on one connection.
+void CallUnary(v1::MetadataService::Stub& stub) {
+  constexpr int kCallers = 32;
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i) {
+    callers.emplace_back([&] {
+      for (int call = 0; call < kAnswers / kCallers; ++call) {
+        const testing::Reply reply = testing::Call(stub, Small());
+        EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+}
+
+// The answers to items that are sent without waiting for them.
+void CallStream(v1::MetadataService::Stub& stub) {
+  grpc::ClientContext context;
+  const auto stream = stub.ExpandStream(&context);
+  std::thread writer([&] {
+    for (int i = 1; i <= kAnswers; ++i) {
+      v1::ExpandStreamRequest item;
+      *item.mutable_expand() = Small();
+      item.mutable_expand()->set_request_id(static_cast<uint64_t>(i));
+      EXPECT_TRUE(stream->Write(item));
+    }
+    stream->WritesDone();
+  });
+  int answers = 0;
+  for (v1::ExpandStreamResponse message; stream->Read(&message);) answers += message.has_expansion() ? 1 : 0;
+  writer.join();
+  EXPECT_EQ(answers, kAnswers);
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+struct Case {
+  const char* hold;
+  void (*call)(v1::MetadataService::Stub& stub);
+  bool holds;
+};
+
+void PrintTo(const Case& c, std::ostream* out) {
+  *out << "--hold_answers=" << c.hold << (c.call == CallUnary ? ", unary" : ", stream");
+}
+
+class HeldAnswersOverTheWireTest : public ::testing::TestWithParam<Case> {};
+
+TEST_P(HeldAnswersOverTheWireTest, AreThoseOfTheCallsNamedAndAllLeave) {
+  server::Options options = testing::LoopbackOptions();
+  options.hold_answers = GetParam().hold;
+  options.completion_queues = 1;
+  const RunningServer server(options);
+  const auto stub = server.Stub();
+  // How many requests are there at once is the scheduler's to say: some are, in time.
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  holds = 0;
+  do {
+    GetParam().call(*stub);
+    ASSERT_TRUE(NothingIsHeldSoon(server));
+  } while (GetParam().holds && holds == 0 && std::chrono::steady_clock::now() < end);
+  if (GetParam().holds) {
+    EXPECT_GT(holds, 0);
+  } else {
+    EXPECT_EQ(holds, 0);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Held, HeldAnswersOverTheWireTest,
+                         ::testing::Values(Case{"all", CallUnary, true}, Case{"all", CallStream, true},
+                                           Case{"streams", CallUnary, false}, Case{"streams", CallStream, true},
+                                           Case{"none", CallUnary, false}, Case{"none", CallStream, false}));
+
+}  // namespace
+}  // namespace nsa::metadata
