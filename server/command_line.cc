@@ -62,9 +62,10 @@ ABSL_FLAG(std::string, on_gpu_fault, kDefault.on_gpu_fault,
 ABSL_FLAG(int64_t, lanes, kDefault.lanes, "Batches computed at once; 0: one a core, at least 8 on a device");
 ABSL_FLAG(int64_t, completion_queues, kDefault.completion_queues,
           "gRPC completion queues, a thread each; 0: one for two cores");
-ABSL_FLAG(std::string, hold_answers, kDefault.hold_answers,
-          "Small answers that wait, for less than a millisecond, for others to the same connection, to leave in one "
-          "segment: all, streams, none, or auto (all on up to 4 cores, else streams)");
+ABSL_FLAG(
+    std::string, hold_answers, kDefault.hold_answers,
+    "Small answers that wait, while their thread has more requests at hand, for others to the same connection, to "
+    "leave in one segment: all, streams, none, or auto (all on up to 4 cores, else streams)");
 ABSL_FLAG(int64_t, max_sequences, kDefault.request.max_sequences, "Sequences a request");
 ABSL_FLAG(int64_t, max_tokens, kDefault.request.max_tokens, "Tokens a request");
 ABSL_FLAG(int64_t, max_reply_bytes, kDefault.request.max_reply_bytes, "Bytes of a reply");
