@@ -84,7 +84,7 @@ class CallQueue {
   // What the queue's calls write, and when, its own thread may hold back (see HeldAnswers); others' never. Any thread.
 
   // An answer to a unary call from `slot` is about to be written. It is held back where the one before went to the same
-  // connection and its operation isn't back: both calls came together, and so may more.
+  // connection and no operation of one is back since: both calls came together, and so may more.
   void AnswersUnary(DeliverySlot slot, size_t bytes) {
     if (hold_ != HeldKinds::kAll || running_ != this) return;
     if (std::exchange(answered_, slot) == slot) Hold(slot, bytes);
@@ -93,10 +93,13 @@ class CallQueue {
   void UnaryAnswered() { answered_ = kNoSlot; }
   // Holds back what is about to be written to the connection of `slot`, if it is small.
   void Hold(DeliverySlot slot, size_t bytes) {
-    if (hold_ != HeldKinds::kNone && running_ == this && bytes <= HeldAnswers::kLargest) held_.Hold(slot);
+    if (hold_ == HeldKinds::kNone || running_ != this || bytes > HeldAnswers::kLargest) return;
+    if (held_.empty()) held_since_ = Clock::now();
+    held_.Hold(slot);
   }
-  // A request whose answer has so many bytes is about to be computed: nothing held is to wait for a large one.
-  void Computes(size_t bytes) {
+  // A request of so many bytes is about to be read, or computed into an answer of so many: nothing held is to wait for
+  // a large one.
+  void Begins(size_t bytes) {
     if (running_ == this && bytes > HeldAnswers::kLargest) held_.Release();
   }
 
@@ -115,18 +118,17 @@ class CallQueue {
     bool ok = false;
     while (Next(&tag, &ok)) Proceed(tag, ok);
   }
-  // The next event. While something is held back there is no waiting for it, nor are there many: of small requests they
-  // take half a millisecond.
+  // The next event. While something is held back there is no waiting for it, and only for so long; what an event itself
+  // takes, others' batches too, comes on top.
   bool Next(void** tag, bool* ok) {
-    constexpr int kMostEventsHeld = 64;
+    constexpr std::chrono::microseconds kLongestHeld(500);
     if (!held_.empty()) {
-      if (events_held_++ < kMostEventsHeld &&
+      if (Clock::now() - held_since_ < kLongestHeld &&
           queue_->AsyncNext(tag, ok, gpr_inf_past(GPR_CLOCK_MONOTONIC)) == grpc::CompletionQueue::GOT_EVENT) {
         return true;
       }
       held_.Release();
     }
-    events_held_ = 0;
     return queue_->Next(tag, ok);
   }
   void OnAlarm(bool) {
@@ -147,8 +149,8 @@ class CallQueue {
   const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   // Its thread's.
   HeldAnswers held_;
-  int events_held_ = 0;
-  DeliverySlot answered_ = kNoSlot;  // where the last unary answer went, until its operation is back
+  TimePoint held_since_;
+  DeliverySlot answered_ = kNoSlot;  // where the last unary answer went, until one's operation is back
   const HeldKinds hold_;
   Call* first_ = nullptr;
   std::array<size_t, kNumMethods> takers_ = [] {

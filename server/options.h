@@ -93,7 +93,7 @@ struct Options {
   // Which small answers are held back for those that follow on their connection, to leave in one segment: "all",
   // "streams", "none", or "auto", which is "all" on up to 4 cores and "streams" on more. Where cores are few it saves
   // what they lack; where they are many a caller could have read the first answer while the next one was computed
-  // (tests/bench/results).
+  // (tests/bench/results). To gRPC, and so in every metric and log, what is held has been sent.
   std::string hold_answers = "auto";
 
   RequestLimits request;

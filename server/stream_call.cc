@@ -84,6 +84,7 @@ void StreamCall::Take(const grpc::ByteBuffer& message) {
     reads_done_ = true;
     return;
   }
+  queue_.Begins(message.Length());
   auto task = std::make_unique<Task>();
   task->times.arrived = Clock::now();
   task->account = caller_.account;
@@ -154,7 +155,7 @@ std::unique_ptr<Task> StreamCall::TryAdmit(std::unique_ptr<Task> task) {
     task->Refuse(Cancelled());
     return nullptr;
   }
-  queue_.Computes(task->expansion.layout.block_bytes());
+  queue_.Begins(task->expansion.layout.block_bytes());
   return Admit(context_, &task) ? std::move(task) : nullptr;
 }
 
@@ -207,6 +208,7 @@ void StreamCall::Answer(Item& item, Messages messages, std::optional<v1::Refusal
                          .item_arrived = item.arrived(),
                          .answered = now,
                          .last = last,
+                         .whole = messages.size() == 1,
                          .refused = refused,
                          .journey = journey,
                          .frees_id = last ? std::optional(item.id()) : std::nullopt});
@@ -233,6 +235,7 @@ void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
                      .item_arrived = now,
                      .answered = now,
                      .last = true,
+                     .whole = true,
                      .refused = refusal.reason,
                      .journey = std::nullopt,
                      .frees_id = std::nullopt});
@@ -357,7 +360,7 @@ void StreamCall::PumpWrite() {
   if (writing_ || outbox_.empty()) return;
   writing_ = true;
   write_started_ = Clock::now();
-  if (back_to_back_) queue_.Hold(caller_.slot, outbox_.front().message.bytes.Length());
+  if (back_to_back_ && outbox_.front().whole) queue_.Hold(caller_.slot, outbox_.front().message.bytes.Length());
   if (outbox_.front().frees_id) ids_.erase(*outbox_.front().frees_id);
   stream_.Write(outbox_.front().message, StartOperation(&written_tag_));
 }

@@ -47,7 +47,7 @@ class StreamCall {
   static constexpr std::chrono::milliseconds kRetryFirst{2};
   static constexpr std::chrono::milliseconds kRetryMost{32};
 
-  // A message that is read so soon after another one was read or written was there already, and so may be more.
+  // A message that is read so soon after another one was read or written was likely there already, and so may be more.
   static constexpr std::chrono::microseconds kBackToBack{5};
 
   // An item from its reading to its answer.
@@ -73,7 +73,8 @@ class StreamCall {
     ReplyMessage message;
     TimePoint item_arrived;
     TimePoint answered;
-    bool last;  // of its item's
+    bool last;   // of its item's
+    bool whole;  // its item's only one
     // Of a last one: why its item was refused, or how it was computed.
     std::optional<v1::RefusalReason> refused;
     std::optional<Journey> journey;

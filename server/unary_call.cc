@@ -118,6 +118,7 @@ void ComputeCall::Handle() {
   task->deadline = arrived() + absl::ToChronoNanoseconds(context_.options.max_rpc_duration);
   task->AddCallersDeadline(Deadline());
   task->account = caller().account;
+  queue_.Begins(request_.Length());
   std::optional<Refusal> refusal = Read(*task);
   request_.Clear();
   task->times.parsed = Clock::now();
@@ -126,7 +127,7 @@ void ComputeCall::Handle() {
     refusal = task->Late(task->times.parsed);
   }
   if (!refusal) {
-    queue_.Computes(task->expansion.layout.block_bytes());
+    queue_.Begins(task->expansion.layout.block_bytes());
     const std::optional<NoRoom> why = Admit(context_, &task);
     if (!why) return;
     refusal = RefusalFor(*why, context_, *task);

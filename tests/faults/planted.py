@@ -198,7 +198,7 @@ FAULTS = [
           " && !context_.lengths.MayReadOn(caller_.account)) {", " && false) {",
           pytest("test_refusals.py::test_streams_wait_for_room_for_lengths"), r"1 failed"),
     Fault("R6", "holds-answers-back-and-forgets-them", "server/call_queue.h",
-          "      held_.Release();\n    }\n    events_held_ = 0;", "    }\n    events_held_ = 0;",
+          "      held_.Release();\n    }\n    return queue_", "    }\n    return queue_",
           gtest("e2e_test", "*HeldAnswersOverTheWireTest*"), r"FAILED"),
     Fault("R7", "takes-a-block-back-before-it-is-sent", POOL,
           "  run_->references.fetch_add(1, std::memory_order_relaxed);\n  GivenToGrpc(run_);\n  return grpc::Slice(data() + offset, bytes, &Unref, run_);",
