@@ -68,29 +68,31 @@ bool NothingIsHeldSoon(const RunningServer& server) {
   }
 }
 
-v1::ExpandRequest Small() {
-  v1::ExpandRequest request;
-  request.add_extend_seq_lens(3);
-  request.add_seq_lens(10);
-  request.set_nsa_index_topk(2048);
-  return request;
-}
-
 constexpr int kAnswers = 640;
 
 // The answers to many callers on one connection.
-void CallUnary(v1::MetadataService::Stub& stub) {
+void CallUnaryWith(const v1::ExpandRequest& request, v1::MetadataService::Stub& stub) {
   constexpr int kCallers = 32;
   std::vector<std::thread> callers;
   for (int i = 0; i < kCallers; ++i) {
     callers.emplace_back([&] {
       for (int call = 0; call < kAnswers / kCallers; ++call) {
-        const testing::Reply reply = testing::Call(stub, Small());
+        const testing::Reply reply = testing::Call(stub, request);
         EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
       }
     });
   }
   for (std::thread& caller : callers) caller.join();
+}
+
+void CallUnary(v1::MetadataService::Stub& stub) { CallUnaryWith(testing::SmallRequest(), stub); }
+
+// Answers of 32 KiB.
+void CallLarge(v1::MetadataService::Stub& stub) {
+  v1::ExpandRequest request = testing::SmallRequest();
+  request.set_extend_seq_lens(0, 4'096);
+  request.set_seq_lens(0, 4'096);
+  CallUnaryWith(request, stub);
 }
 
 // The answers to items that are sent without waiting for them.
@@ -100,7 +102,7 @@ void CallStream(v1::MetadataService::Stub& stub) {
   std::thread writer([&] {
     for (int i = 1; i <= kAnswers; ++i) {
       v1::ExpandStreamRequest item;
-      *item.mutable_expand() = Small();
+      *item.mutable_expand() = testing::SmallRequest();
       item.mutable_expand()->set_request_id(static_cast<uint64_t>(i));
       EXPECT_TRUE(stream->Write(item));
     }
@@ -120,7 +122,10 @@ struct Case {
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
-  *out << "--hold_answers=" << c.hold << (c.call == CallUnary ? ", unary" : ", stream");
+  *out << "--hold_answers=" << c.hold
+       << (c.call == CallStream  ? ", stream"
+           : c.call == CallLarge ? ", large unary"
+                                 : ", unary");
 }
 
 class HeldAnswersOverTheWireTest : public ::testing::TestWithParam<Case> {};
@@ -147,8 +152,9 @@ TEST_P(HeldAnswersOverTheWireTest, AreThoseOfTheCallsNamedAndAllLeave) {
 
 INSTANTIATE_TEST_SUITE_P(Held, HeldAnswersOverTheWireTest,
                          ::testing::Values(Case{"all", CallUnary, true}, Case{"all", CallStream, true},
-                                           Case{"streams", CallUnary, false}, Case{"streams", CallStream, true},
-                                           Case{"none", CallUnary, false}, Case{"none", CallStream, false}));
+                                           Case{"all", CallLarge, false}, Case{"streams", CallUnary, false},
+                                           Case{"streams", CallStream, true}, Case{"none", CallUnary, false},
+                                           Case{"none", CallStream, false}));
 
 }  // namespace
 }  // namespace nsa::metadata
