@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "kernels/cpu.h"
+#include "server/held_answers.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -103,6 +104,8 @@ void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
     const size_t small = tokens < options_.small_batch_tokens ? 1 : 0;
     small_batches_ += small;
     mutex_.Unlock();
+    // What this thread's own queue holds back was to wait for its next event, not for others' work.
+    if (batches > 0 || batch.tasks.size() > 1) HeldAnswers::ReleaseOfThisThread();
     const TimePoint framed = Run(*lane, std::move(batch), now);
     mutex_.Lock();
     small_batches_ -= small;
@@ -207,6 +210,7 @@ TimePoint Batcher::Launch(kernels::Lane& lane, Batch& batch, TimePoint launched)
                       .device_ns = journey.device_ns});
   TimePoint framed = done;
   for (const auto& task : batch.tasks) {
+    HeldAnswers::ReleaseOldOfThisThread();
     if (task->permit) {
       framed = Answer(*task, journey, done);
     } else {

@@ -94,7 +94,6 @@ class CallQueue {
   // Holds back what is about to be written to the connection of `slot`, if it is small.
   void Hold(DeliverySlot slot, size_t bytes) {
     if (hold_ == HeldKinds::kNone || running_ != this || bytes > HeldAnswers::kLargest) return;
-    if (held_.empty()) held_since_ = Clock::now();
     held_.Hold(slot);
   }
   // A request of so many bytes is about to be read, or computed into an answer of so many: nothing held is to wait for
@@ -118,12 +117,10 @@ class CallQueue {
     bool ok = false;
     while (Next(&tag, &ok)) Proceed(tag, ok);
   }
-  // The next event. While something is held back there is no waiting for it, and only for so long; what an event itself
-  // takes, others' batches too, comes on top.
+  // The next event. While something is held back there is no waiting for it.
   bool Next(void** tag, bool* ok) {
-    constexpr std::chrono::microseconds kLongestHeld(500);
     if (!held_.empty()) {
-      if (Clock::now() - held_since_ < kLongestHeld &&
+      if (!held_.old() &&
           queue_->AsyncNext(tag, ok, gpr_inf_past(GPR_CLOCK_MONOTONIC)) == grpc::CompletionQueue::GOT_EVENT) {
         return true;
       }
@@ -149,7 +146,6 @@ class CallQueue {
   const std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   // Its thread's.
   HeldAnswers held_;
-  TimePoint held_since_;
   DeliverySlot answered_ = kNoSlot;  // where the last unary answer went, until one's operation is back
   const HeldKinds hold_;
   Call* first_ = nullptr;

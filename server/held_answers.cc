@@ -17,12 +17,19 @@ bool SetCork(int fd, int on) { return setsockopt(fd, IPPROTO_TCP, TCP_CORK, &on,
 void HeldAnswers::Hold(DeliverySlot slot) {
   const int fd = descriptors_.Of(slot);
   if (fd < 0 || held_.size() == kMost || std::ranges::find(held_, fd) != held_.end()) return;
-  if (SetCork(fd, 1)) held_.push_back(fd);
+  if (!SetCork(fd, 1)) return;
+  if (held_.empty()) {
+    since_ = Clock::now();
+    of_this_thread_ = this;
+  }
+  held_.push_back(fd);
 }
 
 void HeldAnswers::Release() {
+  if (held_.empty()) return;
   for (const int fd : held_) SetCork(fd, 0);
   held_.clear();
+  of_this_thread_ = nullptr;
 }
 
 }  // namespace nsa::metadata::server

@@ -3,10 +3,12 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
+#include "server/clock.h"
 #include "server/delivered.h"
 
 namespace nsa::metadata::server {
@@ -37,6 +39,8 @@ class HeldAnswers {
  public:
   // A larger one is worth segments of its own.
   static constexpr size_t kLargest = 16 << 10;
+  // No more is to begin while something was held for so long.
+  static constexpr std::chrono::microseconds kLongest{500};
 
   explicit HeldAnswers(const Descriptors& descriptors) : descriptors_(descriptors) {}
   HeldAnswers(const HeldAnswers&) = delete;
@@ -47,13 +51,28 @@ class HeldAnswers {
   // Sends what is held, and holds nothing.
   void Release();
   bool empty() const { return held_.empty(); }
+  bool old() const { return !held_.empty() && Clock::now() - since_ >= kLongest; }
+
+  // What the calling thread holds back anywhere, sent: for those who know of no queue, before work that was not counted
+  // on when it was held.
+  static void ReleaseOfThisThread() {
+    if (of_this_thread_ != nullptr) of_this_thread_->Release();
+  }
+  // The same of what is old.
+  static void ReleaseOldOfThisThread() {
+    if (of_this_thread_ != nullptr && of_this_thread_->old()) of_this_thread_->Release();
+  }
 
  private:
   // Each is looked through when one is held.
   static constexpr size_t kMost = 32;
 
+  // While that holds something.
+  inline static thread_local HeldAnswers* of_this_thread_ = nullptr;
+
   const Descriptors& descriptors_;
   absl::InlinedVector<int, kMost> held_;
+  TimePoint since_;  // the first of them
 };
 
 }  // namespace nsa::metadata::server

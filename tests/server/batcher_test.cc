@@ -7,7 +7,9 @@
 
 #include "absl/time/time.h"
 #include "kernels/host_backend.h"
+#include "server/held_answers.h"
 #include "tests/server/tasks.h"
+#include "tests/server/tcp_connection.h"
 
 namespace nsa::metadata::server {
 namespace {
@@ -168,6 +170,50 @@ TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
   first.join();
   second.join();
   EXPECT_EQ(responders[0].answers() + responders[1].answers(), 2);
+}
+
+constexpr DeliverySlot kHeldSlot = 7;
+
+// Its answer is held back for as long as one may be.
+class HoldingResponder final : public Responder {
+ public:
+  explicit HoldingResponder(HeldAnswers& held) : held_(held) {}
+  bool cancelled() const override { return false; }
+  void Reply(Messages, const Journey&) override {
+    held_.Hold(kHeldSlot);
+    while (!held_.old()) std::this_thread::yield();
+  }
+  void Refuse(const Refusal& refusal) override { ADD_FAILURE() << refusal.message; }
+
+ private:
+  HeldAnswers& held_;
+};
+
+TEST_F(BatcherTest, OthersWorkKeepsNoAnswerThatIsHeldBack) {
+  TcpConnection connection;
+  ASSERT_NO_FATAL_FAILURE(connection.Open());
+  Descriptors descriptors;
+  descriptors.Set(kHeldSlot, connection.ours.get());
+  HeldAnswers held(descriptors);  // the first submitter's
+  MakeBatcher(Policy());
+  std::deque<RecordingResponder> responders(3);
+  HoldingResponder holding(held);
+  std::thread first([&] {
+    held.Hold(kHeldSlot);
+    EXPECT_FALSE(Submit(responders[0]));
+    EXPECT_TRUE(held.empty()) << "the answer before it in its batch was held long enough";
+  });
+  strings_.AwaitStarted(1);
+  EXPECT_TRUE(connection.corked()) << "its own request is what it was held for";
+  std::unique_ptr<Task> task = MakeTask(responders[1], *pool_);
+  task->AnswerTo(holding);
+  EXPECT_FALSE(batcher_->Submit(&task));
+  EXPECT_FALSE(Submit(responders[2]));
+  strings_.Allow(1);
+  strings_.AwaitStarted(2);
+  EXPECT_FALSE(connection.corked()) << "others' requests";
+  strings_.Allow(1);
+  first.join();
 }
 
 TEST_F(BatcherTest, SmallBatchesShareALaneWhereTheyAreToldToAndLargeOnesDoNot) {

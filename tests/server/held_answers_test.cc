@@ -1,89 +1,110 @@
 #include "server/held_answers.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <linux/tcp.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
-#include <cerrno>
+#include <chrono>
 #include <string>
+#include <thread>
 
-#include "server/acceptor.h"
+#include "tests/server/tcp_connection.h"
 
 namespace nsa::metadata::server {
 namespace {
 
 constexpr DeliverySlot kSlot = 7;
 
-// A connection, of which we have both ends.
 class HeldAnswersTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    absl::StatusOr<Listener> listener = Listener::Open(*ParseAddress("127.0.0.1:0"));
-    ASSERT_TRUE(listener.ok()) << listener.status();
-    sockaddr_in where = {};
-    where.sin_family = AF_INET;
-    where.sin_port = htons(listener->address().port);
-    where.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    peer_ = Descriptor(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    ASSERT_EQ(connect(peer_.get(), reinterpret_cast<sockaddr*>(&where), sizeof where), 0) << strerror(errno);
-    ours_ = Descriptor(accept4(listener->fd(), nullptr, nullptr, SOCK_CLOEXEC));
-    ASSERT_TRUE(ours_) << strerror(errno);
-    descriptors_.Set(kSlot, ours_.get());
+    connection_.Open();
+    descriptors_.Set(kSlot, connection_.ours.get());
   }
 
   void Write(const std::string& text) {
-    ASSERT_EQ(send(ours_.get(), text.data(), text.size(), 0), static_cast<ssize_t>(text.size())) << strerror(errno);
+    ASSERT_EQ(send(connection_.ours.get(), text.data(), text.size(), 0), static_cast<ssize_t>(text.size()))
+        << strerror(errno);
   }
-  // So many bytes, waited for; or what is there now, for 0.
+  // So many bytes, waited for.
   std::string Read(size_t bytes) {
-    char buffer[64];
-    const ssize_t got =
-        recv(peer_.get(), buffer, bytes == 0 ? sizeof buffer : bytes, bytes == 0 ? MSG_DONTWAIT : MSG_WAITALL);
-    return got > 0 ? std::string(buffer, static_cast<size_t>(got)) : "";
+    std::string text(bytes, '\0');
+    EXPECT_EQ(recv(connection_.peer.get(), text.data(), bytes, MSG_WAITALL), static_cast<ssize_t>(bytes))
+        << strerror(errno);
+    return text;
   }
-  uint32_t Segments() const {
-    tcp_info info = {};
-    socklen_t size = sizeof info;
-    EXPECT_EQ(getsockopt(ours_.get(), IPPROTO_TCP, TCP_INFO, &info, &size), 0) << strerror(errno);
-    return info.tcpi_data_segs_out;
+  // Writes twice while `held` holds. How many segments have left meanwhile; again where that took so long that the
+  // kernel may have sent them by itself.
+  uint32_t WriteTwice(HeldAnswers& held) {
+    for (;;) {
+      const uint32_t before = connection_.segments();
+      const TimePoint start = Clock::now();
+      held.Hold(kSlot);
+      held.Hold(kSlot);
+      Write("one");
+      Write("two");
+      const uint32_t left = connection_.segments() - before;
+      if (Clock::now() - start < std::chrono::milliseconds(100)) return left;
+      held.Release();
+      Read(6);
+    }
   }
 
+  TcpConnection connection_;
   Descriptors descriptors_;
-  Descriptor ours_;
-  Descriptor peer_;
 };
 
-TEST_F(HeldAnswersTest, WhatIsHeldLeavesInOneSegmentOnceItIsReleased) {
+TEST_F(HeldAnswersTest, WhatIsHeldLeavesOnceItIsReleased) {
   HeldAnswers held(descriptors_);
   EXPECT_TRUE(held.empty());
-  held.Hold(kSlot);
-  held.Hold(kSlot);
+  EXPECT_EQ(WriteTwice(held), 0u) << "nothing was to leave yet";
   EXPECT_FALSE(held.empty());
-  Write("one");
-  Write("two");
-  EXPECT_EQ(Segments(), 0u) << "nothing was to leave yet";
-  EXPECT_EQ(Read(0), "");
+  EXPECT_TRUE(connection_.corked());
   held.Release();
   EXPECT_TRUE(held.empty());
-  EXPECT_EQ(Segments(), 1u);
+  EXPECT_FALSE(connection_.corked());
   EXPECT_EQ(Read(6), "onetwo");
+  const uint32_t before = connection_.segments();
   Write("three");
-  EXPECT_EQ(Segments(), 2u);
-  EXPECT_EQ(Read(5), "three") << "what comes after it is not held";
+  EXPECT_EQ(connection_.segments(), before + 1) << "what comes after it is not held";
+  EXPECT_EQ(Read(5), "three");
 }
 
 TEST_F(HeldAnswersTest, WhatIsStillHeldAtTheEndLeaves) {
   {
     HeldAnswers held(descriptors_);
-    held.Hold(kSlot);
-    Write("one");
-    EXPECT_EQ(Segments(), 0u) << "nothing was to leave yet";
+    EXPECT_EQ(WriteTwice(held), 0u) << "nothing was to leave yet";
   }
-  EXPECT_EQ(Segments(), 1u);
-  EXPECT_EQ(Read(3), "one");
+  EXPECT_FALSE(connection_.corked());
+  EXPECT_EQ(Read(6), "onetwo");
+}
+
+TEST_F(HeldAnswersTest, WhatAThreadHoldsIsReleasedByItAnywhere) {
+  HeldAnswers held(descriptors_);
+  HeldAnswers::ReleaseOfThisThread();  // nothing
+  held.Hold(kSlot);
+  std::thread([] { HeldAnswers::ReleaseOfThisThread(); }).join();
+  EXPECT_TRUE(connection_.corked()) << "by another thread";
+  HeldAnswers::ReleaseOfThisThread();
+  EXPECT_FALSE(connection_.corked());
+  EXPECT_TRUE(held.empty());
+}
+
+TEST_F(HeldAnswersTest, WhatIsOldIsReleasedAsOld) {
+  HeldAnswers held(descriptors_);
+  bool too_soon = false;
+  held.Hold(kSlot);
+  const TimePoint start = Clock::now();
+  while (!held.old()) {
+    HeldAnswers::ReleaseOldOfThisThread();
+    too_soon |= held.empty() && Clock::now() - start < HeldAnswers::kLongest;
+    if (held.empty()) break;
+  }
+  EXPECT_FALSE(too_soon);
+  HeldAnswers::ReleaseOldOfThisThread();
+  EXPECT_TRUE(held.empty());
+  EXPECT_FALSE(connection_.corked());
+  EXPECT_FALSE(held.old()) << "nothing is held";
 }
 
 TEST_F(HeldAnswersTest, ADescriptorThatIsNoConnectionsAnyMoreIsLeftAlone) {
@@ -91,13 +112,13 @@ TEST_F(HeldAnswersTest, ADescriptorThatIsNoConnectionsAnyMoreIsLeftAlone) {
   held.Hold(kNoSlot);
   held.Hold(kSlot + 1);
   EXPECT_TRUE(held.empty()) << "there is no connection there";
-  const int fd = ours_.get();
-  ours_.Close();
+  const int fd = connection_.ours.get();
+  connection_.ours.Close();
   held.Hold(kSlot);
   EXPECT_TRUE(held.empty()) << "it is closed";
   const Descriptor file(open("/dev/null", O_WRONLY | O_CLOEXEC));
   ASSERT_EQ(dup2(file.get(), fd), fd) << strerror(errno);
-  ours_ = Descriptor(fd);
+  connection_.ours = Descriptor(fd);
   held.Hold(kSlot);
   EXPECT_TRUE(held.empty()) << "it is a file";
 }
