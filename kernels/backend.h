@@ -10,7 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/kernel.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {
 
@@ -55,7 +55,7 @@ class Lane {
   virtual ~Lane() = default;
 
   // The batch to fill before Expand; empty at first.
-  virtual PackedBatch& batch() = 0;
+  virtual RequestBatch& batch() = 0;
 
   // Computes every asked output of every request in batch(), and nothing else. Blocks until they are written. Returns
   // what computed them. An error is the end of the backend, all its lanes and its memory for outputs included: outputs

@@ -95,13 +95,12 @@ inline int32_t* PutCausal(int32_t* out, const int32_t* end, int64_t q, int64_t s
 
 // seqlens_expanded (bound: none), nsa_cache_seqlens (bound: K), ke (offset: ks) differ in bound and offset only.
 template <SequenceMode mode>
-void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens,
-                int64_t bound, bool add_ks) {
+void PutSeqlens(int32_t* out, const BatchedRequest& request, int64_t bound, bool add_ks) {
   const int32_t* const end = out + request.total_tokens;
   int64_t ks = 0;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    const int64_t q = extend_seq_lens[b];
-    const int64_t s = seq_lens[b];
+    const int64_t q = request.extend_seq_lens[b];
+    const int64_t s = request.seq_lens[b];
     const int64_t offset = add_ks ? ks : 0;
     if constexpr (mode == SequenceMode::kRepeat) {
       out = Fill(out, end, q, std::min(s, bound) + offset);
@@ -112,24 +111,22 @@ void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* exten
   }
 }
 
-void PutSeqlens(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens,
-                int64_t bound, bool add_ks) {
+void PutSeqlens(int32_t* out, const BatchedRequest& request, int64_t bound, bool add_ks) {
   if (request.spec.mode == SequenceMode::kRepeat) {
-    PutSeqlens<SequenceMode::kRepeat>(out, request, extend_seq_lens, seq_lens, bound, add_ks);
+    PutSeqlens<SequenceMode::kRepeat>(out, request, bound, add_ks);
   } else {
-    PutSeqlens<SequenceMode::kCausal>(out, request, extend_seq_lens, seq_lens, bound, add_ks);
+    PutSeqlens<SequenceMode::kCausal>(out, request, bound, add_ks);
   }
 }
 
-void PutNsaCuSeqlensK(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens,
-                      const int32_t* seq_lens) {
+void PutNsaCuSeqlensK(int32_t* out, const BatchedRequest& request) {
   const int64_t k = request.spec.nsa_index_topk;
   const bool causal = request.spec.mode == SequenceMode::kCausal;
   int64_t sum = 0;
   *out++ = 0;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    const int64_t q = extend_seq_lens[b];
-    const int64_t s = seq_lens[b];
+    const int64_t q = request.extend_seq_lens[b];
+    const int64_t s = request.seq_lens[b];
     const Row row =
         causal ? CausalRow(q, s, k) : Row{.zeros = 0, .first = 0, .ramp = 0, .tops = q, .top = std::min(s, k)};
     out = std::fill_n(out, row.zeros, static_cast<int32_t>(sum));
@@ -147,24 +144,24 @@ void PutRunningSum(int32_t* out, const int32_t* lengths, int64_t count) {
   out[count] = static_cast<int32_t>(sum);
 }
 
-void PutTokenToBatchIdx(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens) {
+void PutTokenToBatchIdx(int32_t* out, const BatchedRequest& request) {
   const int32_t* const end = out + request.total_tokens;
-  for (int64_t b = 0; b < request.num_sequences; ++b) out = Fill(out, end, extend_seq_lens[b], b);
+  for (int64_t b = 0; b < request.num_sequences; ++b) out = Fill(out, end, request.extend_seq_lens[b], b);
 }
 
-void PutPositions(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void PutPositions(int32_t* out, const BatchedRequest& request) {
   const int32_t* const end = out + request.total_tokens;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    out = Ramp(out, end, extend_seq_lens[b], int64_t{seq_lens[b]} - extend_seq_lens[b]);
+    out = Ramp(out, end, request.extend_seq_lens[b], int64_t{request.seq_lens[b]} - request.extend_seq_lens[b]);
   }
 }
 
-void PutKs(int32_t* out, const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void PutKs(int32_t* out, const BatchedRequest& request) {
   const int32_t* const end = out + request.total_tokens;
   int64_t ks = 0;
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    out = Fill(out, end, extend_seq_lens[b], ks);
-    ks += seq_lens[b];
+    out = Fill(out, end, request.extend_seq_lens[b], ks);
+    ks += request.seq_lens[b];
   }
 }
 
@@ -178,25 +175,27 @@ constexpr int64_t kUnbounded = INT32_MAX;
 #if defined(__x86_64__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 __attribute__((flatten, target_clones("avx512f", "avx2", "default")))
 #endif
-void ExpandRequestOnCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void ExpandRequestOnCpu(const BatchedRequest& request) {
   const auto out = [&request](Output output) { return request.out[static_cast<size_t>(output)]; };
   if (int32_t* array = out(Output::kSeqlensExpanded)) {
-    PutSeqlens(array, request, extend_seq_lens, seq_lens, kUnbounded, /*add_ks=*/false);
+    PutSeqlens(array, request, kUnbounded, /*add_ks=*/false);
   }
   if (int32_t* array = out(Output::kNsaCacheSeqlens)) {
-    PutSeqlens(array, request, extend_seq_lens, seq_lens, request.spec.nsa_index_topk, /*add_ks=*/false);
+    PutSeqlens(array, request, request.spec.nsa_index_topk, /*add_ks=*/false);
   }
-  if (int32_t* array = out(Output::kTokenToBatchIdx)) PutTokenToBatchIdx(array, request, extend_seq_lens);
-  if (int32_t* array = out(Output::kPositions)) PutPositions(array, request, extend_seq_lens, seq_lens);
-  if (int32_t* array = out(Output::kCuSeqlensQ)) PutRunningSum(array, extend_seq_lens, request.num_sequences);
-  if (int32_t* array = out(Output::kCuSeqlensK)) PutRunningSum(array, seq_lens, request.num_sequences);
-  if (int32_t* array = out(Output::kNsaCuSeqlensK)) PutNsaCuSeqlensK(array, request, extend_seq_lens, seq_lens);
-  if (int32_t* array = out(Output::kKs)) PutKs(array, request, extend_seq_lens, seq_lens);
+  if (int32_t* array = out(Output::kTokenToBatchIdx)) PutTokenToBatchIdx(array, request);
+  if (int32_t* array = out(Output::kPositions)) PutPositions(array, request);
+  if (int32_t* array = out(Output::kCuSeqlensQ)) PutRunningSum(array, request.extend_seq_lens, request.num_sequences);
+  if (int32_t* array = out(Output::kCuSeqlensK)) PutRunningSum(array, request.seq_lens, request.num_sequences);
+  if (int32_t* array = out(Output::kNsaCuSeqlensK)) PutNsaCuSeqlensK(array, request);
+  if (int32_t* array = out(Output::kKs)) PutKs(array, request);
   if (int32_t* array = out(Output::kKe)) {
-    PutSeqlens(array, request, extend_seq_lens, seq_lens, kUnbounded, /*add_ks=*/true);
+    PutSeqlens(array, request, kUnbounded, /*add_ks=*/true);
   }
 }
 
-void ExpandOnCpu(const PackedBatch& batch) { batch.ForEach(&ExpandRequestOnCpu); }
+void ExpandOnCpu(const RequestBatch& batch) {
+  for (const BatchedRequest& request : batch.requests()) ExpandRequestOnCpu(request);
+}
 
 }  // namespace nsa::metadata::kernels

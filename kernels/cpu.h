@@ -3,15 +3,14 @@
 
 #include <cstdint>
 
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {
 
-// Writes the asked outputs of one request, whose lengths are [num_sequences] each, none negative. first_sequence and
-// first_token are not looked at.
-void ExpandRequestOnCpu(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens);
+// Writes the asked outputs of one request, whose lengths are none of them negative.
+void ExpandRequestOnCpu(const BatchedRequest& request);
 
 // Those of every request of a batch.
-void ExpandOnCpu(const PackedBatch& batch);
+void ExpandOnCpu(const RequestBatch& batch);
 
 }  // namespace nsa::metadata::kernels

@@ -5,7 +5,7 @@
 #include <optional>
 #include <span>
 
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {
 

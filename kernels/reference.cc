@@ -7,7 +7,7 @@
 namespace nsa::metadata::kernels {
 namespace {
 
-void ExpandTokens(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void ExpandTokens(const BatchedRequest& request) {
   const OutputPointers& out = request.out;
   const auto put = [&out](Output output, int64_t index, int64_t value) {
     if (int32_t* array = out[static_cast<size_t>(output)]) array[index] = static_cast<int32_t>(value);
@@ -17,8 +17,8 @@ void ExpandTokens(const PackedRequest& request, const int32_t* extend_seq_lens, 
   int64_t nsa_sum = 0;
   put(Output::kNsaCuSeqlensK, 0, 0);
   for (int64_t b = 0; b < request.num_sequences; ++b) {
-    const int64_t q = extend_seq_lens[b];
-    const int64_t s = seq_lens[b];
+    const int64_t q = request.extend_seq_lens[b];
+    const int64_t s = request.seq_lens[b];
     for (int64_t i = 0; i < q; ++i, ++t) {
       const int64_t expanded = request.spec.mode == SequenceMode::kCausal ? std::max<int64_t>(s - q + i + 1, 0) : s;
       const int64_t nsa = std::min<int64_t>(expanded, request.spec.nsa_index_topk);
@@ -35,7 +35,7 @@ void ExpandTokens(const PackedRequest& request, const int32_t* extend_seq_lens, 
   }
 }
 
-void ExpandSequences(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
+void ExpandSequences(const BatchedRequest& request) {
   int32_t* cu_seqlens_q = request.out[static_cast<size_t>(Output::kCuSeqlensQ)];
   int32_t* cu_seqlens_k = request.out[static_cast<size_t>(Output::kCuSeqlensK)];
   int64_t q_sum = 0;
@@ -44,16 +44,16 @@ void ExpandSequences(const PackedRequest& request, const int32_t* extend_seq_len
     if (cu_seqlens_q) cu_seqlens_q[b] = static_cast<int32_t>(q_sum);
     if (cu_seqlens_k) cu_seqlens_k[b] = static_cast<int32_t>(k_sum);
     if (b == request.num_sequences) break;
-    q_sum += extend_seq_lens[b];
-    k_sum += seq_lens[b];
+    q_sum += request.extend_seq_lens[b];
+    k_sum += request.seq_lens[b];
   }
 }
 
 }  // namespace
 
-void ExpandRequestByReference(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens) {
-  ExpandTokens(request, extend_seq_lens, seq_lens);
-  ExpandSequences(request, extend_seq_lens, seq_lens);
+void ExpandRequestByReference(const BatchedRequest& request) {
+  ExpandTokens(request);
+  ExpandSequences(request);
 }
 
 }  // namespace nsa::metadata::kernels

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {
 
 // As ExpandRequestOnCpu.
-void ExpandRequestByReference(const PackedRequest& request, const int32_t* extend_seq_lens, const int32_t* seq_lens);
+void ExpandRequestByReference(const BatchedRequest& request);
 
 }  // namespace nsa::metadata::kernels

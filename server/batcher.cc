@@ -152,13 +152,13 @@ TimePoint Batcher::Run(kernels::Lane& lane, Batch batch, TimePoint launched) {
 }
 
 void Batcher::Pack(kernels::Lane& lane, const Batch& batch) {
-  kernels::PackedBatch& packed = lane.batch();
-  packed.Clear();
+  kernels::RequestBatch& requests = lane.batch();
+  requests.Clear();
   for (const auto& task : batch.tasks) {
     if (!task->permit) continue;
     const Expansion& e = task->expansion;
     // It fits: the queue's policy is the lanes' limits.
-    packed.Add(e.spec, e.extend_seq_lens, e.seq_lens, e.total_tokens, e.layout.Pointers(task->permit.data()));
+    requests.Add(e.spec, e.extend_seq_lens, e.seq_lens, e.total_tokens, e.layout.Pointers(task->permit.data()));
   }
 }
 

@@ -7,7 +7,7 @@
 
 #include "google/protobuf/message_lite.h"
 #include "grpcpp/support/byte_buffer.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/options.h"
 #include "server/refusal.h"

@@ -9,7 +9,7 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 #include "nsa/metadata/v1/metadata.pb.h"
 #include "server/output_pool.h"
 #include "server/reply_message.h"

@@ -50,14 +50,14 @@ void CheckLengths(const char* name, std::span<const int32_t> lengths) {
 }  // namespace
 
 void ExpandUnchecked(const Job& job, int64_t total_tokens, HostBackend backend) {
-  const kernels::PackedRequest request = {.spec = job.spec,
-                                          .first_sequence = 0,
-                                          .num_sequences = job.num_sequences,
-                                          .first_token = 0,
-                                          .total_tokens = total_tokens,
-                                          .out = job.out};
+  const kernels::BatchedRequest request = {.spec = job.spec,
+                                           .extend_seq_lens = job.extend_seq_lens,
+                                           .seq_lens = job.seq_lens,
+                                           .num_sequences = job.num_sequences,
+                                           .total_tokens = total_tokens,
+                                           .out = job.out};
   const auto expand = backend == HostBackend::kCpu ? &kernels::ExpandRequestOnCpu : &kernels::ExpandRequestByReference;
-  expand(request, job.extend_seq_lens, job.seq_lens);
+  expand(request);
 }
 
 int64_t ExpandOnHost(const Job& job, HostBackend backend) {

@@ -7,7 +7,7 @@
 #include <string>
 
 #include "kernels/kernel.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::local {
 

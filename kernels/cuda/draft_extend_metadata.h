@@ -10,7 +10,7 @@
 #include "kernels/cuda/fill_workspace.h"
 #include "kernels/cuda/launch.h"
 #include "kernels/launch_plan.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels::cuda {
 

@@ -22,7 +22,7 @@ cudaError_t UseDevice(int device) {
   return cudaSetDevice(device);
 }
 
-// The most that the layout of a lane's batch takes.
+// The most that the layout of a lane's batch takes, more than its lengths alone.
 size_t MostBytes(const LaneLimits& limits) {
   BatchSize size;
   size.num_sequences = static_cast<int32_t>(limits.max_sequences);
@@ -30,31 +30,28 @@ size_t MostBytes(const LaneLimits& limits) {
   return std::max(BatchLayout(size).bytes, size_t{1});
 }
 
+// What so many sequences' lengths take.
+size_t LengthsBytes(int64_t num_sequences) { return 2 * static_cast<size_t>(num_sequences) * sizeof(int32_t); }
+
 // What a batch's lengths take, and the sums that the device makes of them.
 size_t MostBytesFromLengths(const LaneLimits& limits) {
-  return PackedBatch::LengthsBytes(limits.max_sequences) +
-         SumsWorkspaceBytes(static_cast<int32_t>(limits.max_sequences));
+  return LengthsBytes(limits.max_sequences) + SumsWorkspaceBytes(static_cast<int32_t>(limits.max_sequences));
 }
 
 }  // namespace
 
-CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths)
-    : options_(options),
-      max_sequences_(limits.max_sequences),
-      lengths_(std::move(lengths)),
-      batch_(static_cast<int32_t*>(lengths_.get()), max_sequences_, limits.max_requests) {}
+CudaLane::CudaLane(const CudaOptions& options, const LaneLimits& limits)
+    : options_(options), batch_(limits.max_sequences, limits.max_requests) {}
 
 absl::StatusOr<std::unique_ptr<CudaLane>> CudaLane::Create(const CudaOptions& options, const LaneLimits& limits) {
   NSA_RETURN_IF_CUDA_ERROR(UseDevice(options.device));
   Allocator& allocator = *options.allocator;
   void* memory = nullptr;
-  const size_t lengths = std::max(PackedBatch::LengthsBytes(limits.max_sequences), size_t{1});
-  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, lengths, cudaHostAllocMapped));
-  std::unique_ptr<CudaLane> lane(new CudaLane(options, limits, PinnedMemory(memory)));
+  std::unique_ptr<CudaLane> lane(new CudaLane(options, limits));
   cudaStream_t stream = nullptr;
   NSA_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   lane->stream_.reset(stream);
-  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, MostBytes(limits), cudaHostAllocDefault));
+  NSA_RETURN_IF_CUDA_ERROR(allocator.AllocatePinned(&memory, MostBytes(limits), cudaHostAllocMapped));
   lane->pinned_.reset(memory);
   const size_t on_device = kEndedBytes + std::max(MostBytes(limits), MostBytesFromLengths(limits));
   NSA_RETURN_IF_CUDA_ERROR(allocator.AllocateDevice(&memory, on_device));
@@ -83,24 +80,25 @@ cudaError_t CudaLane::Launch(Kernel kernel, const DoneFlags& done) {
 }
 
 cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
+  const BatchedRequest& request = batch_.requests().front();
   const int64_t n = inline_.size.num_sequences;
+  const bool many = n > kMostFusedSequences && options_.plan.input != Input::kCopied;
   auto* const copies = static_cast<int32_t*>(batch_on_device());
   int32_t* const workspace = copies + 2 * n;
-  DeviceLengths lengths = {.extend_seq_lens = batch_.extend_seq_lens().data(),
-                           .seq_lens = batch_.seq_lens().data(),
+  auto* const q = static_cast<int32_t*>(pinned_.get());
+  std::copy_n(request.extend_seq_lens, n, q);
+  std::copy_n(request.seq_lens, n, q + n);
+  DeviceLengths lengths = {.extend_seq_lens = q,
+                           .seq_lens = q + n,
                            .size = inline_.size,
-                           .request = ToDevice(batch_.requests().front(), /*first_token=*/0)};
-  if (n > kMostFusedSequences && options_.plan.input != Input::kCopied) {
-    return LaunchFromHostLengths(kernel, lengths, copies, workspace, done, stream_.get());
-  }
+                           .request = ToDevice(request, /*first_sequence=*/0, /*first_token=*/0)};
+  if (many) return LaunchFromHostLengths(kernel, lengths, copies, workspace, done, stream_.get());
   lengths.extend_seq_lens = copies;
   lengths.seq_lens = copies + n;
-  const size_t row = static_cast<size_t>(n) * sizeof(int32_t);
-  const cudaError_t error =
-      n == 0 ? cudaSuccess
-             : cudaMemcpy2DAsync(copies, row, lengths_.get(), static_cast<size_t>(max_sequences_) * sizeof(int32_t),
-                                 row, 2, cudaMemcpyHostToDevice, stream_.get());
-  if (error != cudaSuccess) return error;
+  if (n > 0) {
+    const cudaError_t error = cudaMemcpyAsync(copies, q, LengthsBytes(n), cudaMemcpyHostToDevice, stream_.get());
+    if (error != cudaSuccess) return error;
+  }
   return LaunchFromLengths(kernel, lengths, /*total_tokens=*/nullptr, workspace, done, stream_.get());
 }
 

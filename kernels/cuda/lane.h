@@ -17,20 +17,19 @@ namespace nsa::metadata::kernels::cuda {
 
 // A stream and the batch's lengths, which travel to the device as a kernel parameter, or, past a size, by one copy
 // before it: as they are where they are one request's, and with sums that the host has made where each request's begin
-// anew. If one request has more than kMostFusedSequences nothing is copied: the kernel that makes the sums reads its
-// lengths from the host's memory. The kernel writes the outputs where they are sent from: pinned memory, across the
-// bus. Nothing is allocated after Create.
+// anew. Those of one request of more than kMostFusedSequences the kernel that makes the sums reads from the host's
+// pinned memory. The kernel writes the outputs where they are sent from: pinned memory, across the bus. Nothing is
+// allocated after Create.
 class CudaLane final : public Lane {
  public:
   // `options` name an allocator.
   static absl::StatusOr<std::unique_ptr<CudaLane>> Create(const CudaOptions& options, const LaneLimits& limits);
 
-  PackedBatch& batch() override { return batch_; }
+  RequestBatch& batch() override { return batch_; }
   absl::StatusOr<Kernel> Expand() override;
 
  private:
-  // `lengths`: PackedBatch::LengthsBytes of the most sequences.
-  CudaLane(const CudaOptions& options, const LaneLimits& limits, PinnedMemory lengths);
+  CudaLane(const CudaOptions& options, const LaneLimits& limits);
   absl::StatusOr<Kernel> ExpandOnDevice();
   // What a batch takes of the device's memory.
   void* batch_on_device() const { return static_cast<unsigned char*>(on_device_.get()) + kEndedBytes; }
@@ -43,12 +42,10 @@ class CudaLane final : public Lane {
   absl::StatusOr<bool> Done(std::chrono::steady_clock::time_point deadline) const;
 
   const CudaOptions options_;
-  const int64_t max_sequences_;
-  PinnedMemory lengths_;  // [2][max_sequences], extend_seq_lens and seq_lens
-  PackedBatch batch_;
+  RequestBatch batch_;
   InlineBatch inline_;
   Stream stream_;
-  PinnedMemory pinned_;
+  PinnedMemory pinned_;     // what of a batch does not travel with the launch: its layout, or its lengths
   DeviceMemory on_device_;  // kEndedBytes for DoneFlags, then what a batch takes
   PinnedMemory done_;       // [kMostDoneFlags]
   uint64_t launches_ = 0;

@@ -419,9 +419,7 @@ class DeviceToDevice {
  private:
   // Copies a batch in its layout to the device.
   kernels::cuda::BatchSize LaidOut(const Lengths& lengths, OutputSet outputs) {
-    std::vector<int32_t> q(lengths.q.size());
-    std::vector<int32_t> s(lengths.s.size());
-    kernels::PackedBatch batch(q, s, 1);
+    kernels::RequestBatch batch(static_cast<int64_t>(lengths.q.size()), 1);
     batch.Add({.nsa_index_topk = kTopK, .mode = kernels::SequenceMode::kCausal, .outputs = outputs}, lengths.q,
               lengths.s, lengths.total_tokens, Pointers(outputs, lengths, out_));
     const kernels::cuda::BatchSize size = *kernels::cuda::SizeOf(batch);

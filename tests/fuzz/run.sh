@@ -58,7 +58,7 @@ for file in json.load(sys.stdin)["data"][0]["files"]:
 for target in "${targets[@]}"; do
   case $target in
     request) cover request server/codec.cc server/inference_codec.cc server/reply_layout.cc ;;
-    batch) cover batch kernels/packed_batch.cc kernels/cpu.cc ;;
+    batch) cover batch kernels/request_batch.cc kernels/cpu.cc ;;
     trace) cover trace client/trace.cc ;;
     policy) cover policy server/policy.cc ;;
     dump) cover dump client/dump.cc client/check.cc ;;

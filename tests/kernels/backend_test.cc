@@ -175,9 +175,9 @@ TEST_P(BackendTest, RefusesABatchOverItsLanesRoom) {
   EXPECT_EQ(small->batch().requests().size(), 2u);
 }
 
-TEST(CpuBackendTest, SaysWhenThereIsNoMemoryForALane) {
-  const auto lane = CreateCpuBackend()->CreateLane({.max_sequences = int64_t{1} << 50, .max_requests = 1});
-  EXPECT_EQ(lane.status().code(), absl::StatusCode::kResourceExhausted) << lane.status();
+TEST(CpuBackendTest, SaysWhenThereIsNoMemoryForOutputs) {
+  const auto output = CreateCpuBackend()->AllocateOutput(size_t{1} << 50);
+  EXPECT_EQ(output.status().code(), absl::StatusCode::kResourceExhausted) << output.status();
 }
 
 TEST(CudaBackendTest, LeavesBatchesOfFewerTokensToTheCpuWhenToldTo) {

@@ -39,7 +39,7 @@ class PuppetLane final : public kernels::Lane {
   };
 
   explicit PuppetLane(Strings& strings) : strings_(strings) {}
-  kernels::PackedBatch& batch() override { return batch_; }
+  kernels::RequestBatch& batch() override { return batch_; }
   absl::StatusOr<kernels::Kernel> Expand() override {
     MutexLock lock(&strings_.mutex);
     strings_.batch_sizes.push_back(batch_.requests().size());
@@ -53,8 +53,7 @@ class PuppetLane final : public kernels::Lane {
 
  private:
   Strings& strings_;
-  std::vector<int32_t> q_ = std::vector<int32_t>(1'000), s_ = std::vector<int32_t>(1'000);
-  kernels::PackedBatch batch_{q_, s_, 1'000};
+  kernels::RequestBatch batch_{/*max_sequences=*/1'000, /*max_requests=*/1'000};
 };
 
 class BatcherTest : public ::testing::Test {

@@ -22,9 +22,9 @@ class Scribbler {
   }
 
   // Begins with the outputs of `batch`.
-  void WriteTo(const kernels::PackedBatch& batch) {
+  void WriteTo(const kernels::RequestBatch& batch) {
     server::MutexLock lock(&mutex_);
-    for (const kernels::PackedRequest& request : batch.requests()) {
+    for (const kernels::BatchedRequest& request : batch.requests()) {
       for (kernels::Output output : kernels::kAllOutputs) {
         if (!request.spec.outputs.Has(output)) continue;
         spans_.emplace_back(request.out[static_cast<size_t>(output)],
@@ -59,7 +59,7 @@ class FaultyLane final : public kernels::Lane {
  public:
   FaultyLane(Faults& faults, Scribbler& scribbler, std::unique_ptr<kernels::Lane> lane)
       : faults_(faults), scribbler_(scribbler), lane_(std::move(lane)) {}
-  kernels::PackedBatch& batch() override { return lane_->batch(); }
+  kernels::RequestBatch& batch() override { return lane_->batch(); }
   absl::StatusOr<kernels::Kernel> Expand() override {
     const int64_t number = ++faults_.batches;
     if (faults_.fail_at != 0 && number >= faults_.fail_at) {

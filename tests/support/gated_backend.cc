@@ -8,7 +8,7 @@ namespace {
 class GatedLane final : public kernels::Lane {
  public:
   GatedLane(Gate& gate, std::unique_ptr<kernels::Lane> lane) : gate_(gate), lane_(std::move(lane)) {}
-  kernels::PackedBatch& batch() override { return lane_->batch(); }
+  kernels::RequestBatch& batch() override { return lane_->batch(); }
   absl::StatusOr<kernels::Kernel> Expand() override {
     gate_.Pass(static_cast<int>(batch().requests().size()));
     return lane_->Expand();

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::testing {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "kernels/backend.h"
-#include "kernels/packed_batch.h"
+#include "kernels/request_batch.h"
 
 namespace nsa::metadata::testing {
 

@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <deque>
+#include <utility>
 #include <vector>
 
 namespace nsa::metadata::kernels::cuda {
@@ -10,10 +12,11 @@ namespace {
 
 class LayOutTest : public ::testing::Test {
  protected:
-  void Add(OutputSet outputs, const std::vector<int32_t>& q, const std::vector<int32_t>& s) {
+  void Add(OutputSet outputs, std::vector<int32_t> q, std::vector<int32_t> s) {
     int64_t total_tokens = 0;
     for (int32_t length : q) total_tokens += length;
-    ASSERT_TRUE(batch_.Add({.nsa_index_topk = 4, .outputs = outputs}, q, s, total_tokens, {}));
+    const auto& [own_q, own_s] = lengths_.emplace_back(std::move(q), std::move(s));
+    ASSERT_TRUE(batch_.Add({.nsa_index_topk = 4, .outputs = outputs}, own_q, own_s, total_tokens, {}));
   }
   void LayOutAll() {
     size_ = *SizeOf(batch_);
@@ -29,9 +32,8 @@ class LayOutTest : public ::testing::Test {
     return {At<T>(offset), At<T>(offset) + count};
   }
 
-  std::vector<int32_t> q_ = std::vector<int32_t>(100);
-  std::vector<int32_t> s_ = std::vector<int32_t>(100);
-  PackedBatch batch_{q_, s_, 10};
+  std::deque<std::pair<std::vector<int32_t>, std::vector<int32_t>>> lengths_;
+  RequestBatch batch_{/*max_sequences=*/100, /*max_requests=*/10};
   BatchSize size_;
   std::vector<uint64_t> memory_;
 };
@@ -77,7 +79,8 @@ TEST_F(LayOutTest, SumsBeginAnewWithEachRequest) {
 }
 
 TEST_F(LayOutTest, RefusesMoreTokensThanItsNumbersHold) {
-  ASSERT_TRUE(batch_.Add({.outputs = kTwo}, q_, s_, INT32_MAX, {}));
+  const std::vector<int32_t> lengths(100);
+  ASSERT_TRUE(batch_.Add({.outputs = kTwo}, lengths, lengths, INT32_MAX, {}));
   EXPECT_TRUE(SizeOf(batch_).ok());
   Add(kTwo, {}, {});
   const absl::Status status = SizeOf(batch_).status();
