@@ -1,8 +1,6 @@
 // The CPU's expansion.
 #pragma once
 
-#include <cstdint>
-
 #include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {

@@ -1,8 +1,6 @@
 // The expansion token by token from the definitions: slow, plain, what the others are tested against.
 #pragma once
 
-#include <cstdint>
-
 #include "kernels/request_batch.h"
 
 namespace nsa::metadata::kernels {

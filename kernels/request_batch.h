@@ -38,8 +38,8 @@ class RequestBatch {
   RequestBatch(int64_t max_sequences, int64_t max_requests);
 
   // Appends a request. `extend_seq_lens` and `seq_lens` are [num_sequences], none negative, `total_tokens` the first
-  // one's sum; they and what `out` points to are there until Clear. False, and nothing is added, when it or its
-  // sequences do not fit.
+  // one's sum; they and what `out` points to are there until the last Expand of it. False, and nothing is added, when
+  // it or its sequences do not fit.
   bool Add(const RequestSpec& spec, std::span<const int32_t> extend_seq_lens, std::span<const int32_t> seq_lens,
            int64_t total_tokens, const OutputPointers& out);
   void Clear();

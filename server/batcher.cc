@@ -99,13 +99,14 @@ size_t Batcher::queue_requests() const {
 
 void Batcher::RunOn(kernels::Lane* lane, int limit, TimePoint now) {
   for (int batches = 0;;) {
+    const bool others = batches > 0 || queue_.size() > 1;
     Batch batch = queue_.Take(now);
     const int64_t tokens = batch.total_tokens;
     const size_t small = tokens < options_.small_batch_tokens ? 1 : 0;
     small_batches_ += small;
     mutex_.Unlock();
     // What this thread's own queue holds back was to wait for its next event, not for others' work.
-    if (batches > 0 || batch.tasks.size() > 1) HeldAnswers::ReleaseOfThisThread();
+    if (others) HeldAnswers::ReleaseOfThisThread();
     const TimePoint framed = Run(*lane, std::move(batch), now);
     mutex_.Lock();
     small_batches_ -= small;

@@ -29,7 +29,7 @@ void HeldAnswers::Release() {
   if (held_.empty()) return;
   for (const int fd : held_) SetCork(fd, 0);
   held_.clear();
-  of_this_thread_ = nullptr;
+  if (of_this_thread_ == this) of_this_thread_ = nullptr;
 }
 
 }  // namespace nsa::metadata::server

@@ -34,7 +34,8 @@ class Descriptors {
 
 // The connections on which a thread holds back what is written (TCP_CORK), until it has nothing more to say. What is
 // held and forgotten the kernel sends by itself after 200 ms or more; a full segment is not held. A descriptor that is
-// another's by now is held as briefly, or not at all. Of one thread.
+// another's by now is held as briefly, or not at all. Of one thread, which has no other; holds nothing when it is
+// destroyed elsewhere.
 class HeldAnswers {
  public:
   // A larger one is worth segments of its own.

@@ -86,10 +86,12 @@ cudaError_t CudaLane::LaunchLengths(Kernel kernel, const DoneFlags& done) {
   auto* const copies = static_cast<int32_t*>(batch_on_device());
   int32_t* const workspace = copies + 2 * n;
   auto* const q = static_cast<int32_t*>(pinned_.get());
+  // Across the bus warps read whole lines.
+  int32_t* const s = q + (many ? (n + 31) / 32 * 32 : n);
   std::copy_n(request.extend_seq_lens, n, q);
-  std::copy_n(request.seq_lens, n, q + n);
+  std::copy_n(request.seq_lens, n, s);
   DeviceLengths lengths = {.extend_seq_lens = q,
-                           .seq_lens = q + n,
+                           .seq_lens = s,
                            .size = inline_.size,
                            .request = ToDevice(request, /*first_sequence=*/0, /*first_token=*/0)};
   if (many) return LaunchFromHostLengths(kernel, lengths, copies, workspace, done, stream_.get());

@@ -78,46 +78,19 @@ class ExpandCall:
         return {name: np.array(getattr(response, name)) for name in reference.DEFAULT_OUTPUTS}
 
 
-class TritonCall:
-    """The same in Triton's protocol."""
+class InferCall:
+    """The same in the Open Inference Protocol."""
 
     path = MODEL_INFER
 
-    def __init__(self, request, recorded, pb):
-        from tritonclient.grpc import service_pb2 as kserve  # only where Triton is measured
-
-        self._kserve = kserve
-        infer = kserve.ModelInferRequest(model_name="expand")
-        self._add(infer, "lengths", [list(request.extend_seq_lens), list(request.seq_lens)])
-        self._add(infer, "settings", [request.nsa_index_topk, request.mode])
-        self.message = infer.SerializeToString()
-
-    def outputs(self, reply):
-        response = self._kserve.ModelInferResponse.FromString(reply)
-        contents = zip(response.outputs, response.raw_output_contents)
-        return {output.name: np.frombuffer(content, np.int32) for output, content in contents}
-
-    @staticmethod
-    def _add(infer, name, values):
-        values = np.array([values], np.int32)
-        infer.inputs.add(name=name, datatype="INT32", shape=values.shape)
-        infer.raw_input_contents.append(values.tobytes())
-
-
-class InferenceCall:
-    """The same in this server's part of that protocol."""
-
-    path = MODEL_INFER
-
-    def __init__(self, request, recorded, pb):
+    def __init__(self, model, inputs, outputs=()):
         self._messages = stubs.load().inference
-        mode = {number: name for name, number in reference.MODES.items()}[request.mode]
-        infer = self._messages.ModelInferRequest(model_name={"REPEAT": "nsa_metadata", "CAUSAL": "nsa_metadata_causal"}[mode])
-        lengths = {"extend_seq_lens": request.extend_seq_lens, "seq_lens": request.seq_lens, "nsa_index_topk": [request.nsa_index_topk]}
-        for name, values in lengths.items():
-            infer.inputs.add(name=name, datatype="INT32", shape=[len(values)])
-            infer.raw_input_contents.append(np.array(values, "<i4").tobytes())
-        for name in reference.DEFAULT_OUTPUTS:
+        infer = self._messages.ModelInferRequest(model_name=model)
+        for name, values in inputs.items():
+            values = np.array(values, "<i4")
+            infer.inputs.add(name=name, datatype="INT32", shape=values.shape)
+            infer.raw_input_contents.append(values.tobytes())
+        for name in outputs:
             infer.outputs.add(name=name)
         self.message = infer.SerializeToString()
 
@@ -125,6 +98,28 @@ class InferenceCall:
         response = self._messages.ModelInferResponse.FromString(reply)
         contents = zip(response.outputs, response.raw_output_contents)
         return {output.name: np.frombuffer(content, np.int32) for output, content in contents}
+
+
+class TritonCall(InferCall):
+    """To triton_server.py's model."""
+
+    def __init__(self, request, recorded, pb):
+        lengths = [list(request.extend_seq_lens), list(request.seq_lens)]
+        super().__init__("expand", {"lengths": [lengths], "settings": [[request.nsa_index_topk, request.mode]]})
+
+
+class InferenceCall(InferCall):
+    """To this server."""
+
+    def __init__(self, request, recorded, pb):
+        mode = {number: name for name, number in reference.MODES.items()}[request.mode]
+        model = {"REPEAT": "nsa_metadata", "CAUSAL": "nsa_metadata_causal"}[mode]
+        inputs = {
+            "extend_seq_lens": request.extend_seq_lens,
+            "seq_lens": request.seq_lens,
+            "nsa_index_topk": [request.nsa_index_topk],
+        }
+        super().__init__(model, inputs, reference.DEFAULT_OUTPUTS)
 
 
 CALLS = {"triton": TritonCall, "inference": InferenceCall, "expand": ExpandCall}

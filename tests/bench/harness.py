@@ -92,11 +92,11 @@ def bench(address, duration_s=2, **flags):
     return _json_of([CLIENT, "bench", f"--target={address}", *timing, *more])
 
 
-def h2load(address, duration_s=2, python=sys.executable, **flags):
+def h2load(address, duration_s=2, **flags):
     """The same by h2load."""
     more = [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
     script = Path(__file__).with_name("h2load.py")
-    return _json_of([python, script, f"--target={address}", f"--duration={duration_s}", *more])
+    return _json_of([sys.executable, script, f"--target={address}", f"--duration={duration_s}", *more])
 
 
 def rounds_of(runs, rounds):

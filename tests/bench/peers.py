@@ -67,7 +67,7 @@ def main():
         addresses = {name: servers[name].address for name in ("service", "triton")}
 
         def run(name, address, **load):
-            return h2load(address, python=flags.triton, service="triton" if name == "triton" else "expand", **load)
+            return h2load(address, service="triton" if name == "triton" else "expand", **load)
 
         print("\nBoth by h2load, since Triton speaks a protocol of its own:\n")
         table = Table(*columns)

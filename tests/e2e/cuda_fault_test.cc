@@ -129,8 +129,8 @@ TEST(CudaMemoryTest, AStartThatLacksAnyOfItsMemorySaysSoAndServingTakesNone) {
       EXPECT_THAT(server.status().message(), HasSubstr("cudaErrorMemoryAllocation")) << "allocation " << fails;
       continue;
     }
-    // Outputs and four lanes' four while its kernels are tried, the server's outputs, and two lanes' four.
-    EXPECT_EQ(memory.allocations(), 1 + 4 * 4 + 1 + 2 * 4) << "where nothing was lacking";
+    // Outputs and four lanes' three while its kernels are tried, the server's outputs, and two lanes' three.
+    EXPECT_EQ(memory.allocations(), 1 + 4 * 3 + 1 + 2 * 3) << "where nothing was lacking";
     EXPECT_EQ(fails, memory.allocations() + 1) << "one that failed was not noticed";
     const auto stub = v1::MetadataService::NewStub(
         grpc::CreateChannel((*server)->listen_addresses().front(), grpc::InsecureChannelCredentials()));

@@ -18,6 +18,7 @@
 namespace {
 
 constexpr int kDescriptors = 1024;
+bool IsCounted(int fd) { return fd >= 0 && fd < kDescriptors; }
 
 // How often a connection was told to hold back what is written.
 std::atomic<int> holds{0};
@@ -37,7 +38,7 @@ Function Next(const char* name) {
 // In place of libc's: gRPC and the server call them too. How many segments the answers leave in is no measure, since a
 // busy kernel puts some together by itself.
 extern "C" int setsockopt(int fd, int level, int name, const void* value, socklen_t size) noexcept {
-  if (level == IPPROTO_TCP && name == TCP_CORK && fd < kDescriptors) {
+  if (level == IPPROTO_TCP && name == TCP_CORK && IsCounted(fd)) {
     if (*static_cast<const int*>(value) != 0) {
       ++holds;
       writes_held[fd] = 0;
@@ -50,7 +51,7 @@ extern "C" int setsockopt(int fd, int level, int name, const void* value, sockle
   return next(fd, level, name, value, size);
 }
 extern "C" ssize_t sendmsg(int fd, const msghdr* message, int flags) {
-  if (fd < kDescriptors && writes_held[fd] >= 0) ++writes_held[fd];
+  if (IsCounted(fd) && writes_held[fd] >= 0) ++writes_held[fd];
   static const auto next = Next<decltype(&sendmsg)>("sendmsg");
   return next(fd, message, flags);
 }
@@ -79,7 +80,7 @@ std::vector<int> Connections(const RunningServer& server) {
 
 // Whether soon no connection holds anything back.
 bool NothingIsHeldSoon(const RunningServer& server) {
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(1);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   for (;;) {
     bool held = false;
     for (const int fd : Connections(server)) {
@@ -94,6 +95,8 @@ bool NothingIsHeldSoon(const RunningServer& server) {
 }
 
 constexpr int kAnswers = 640;
+// Writes that are answers, since a connection has not so much else to say at a time.
+constexpr int kTogether = 4;
 
 // The answers to many callers on one connection.
 void CallUnaryWith(const v1::ExpandRequest& request, v1::MetadataService::Stub& stub) {
@@ -169,9 +172,9 @@ TEST_P(HeldAnswersOverTheWireTest, AreThoseOfTheCallsNamedAndAllLeave) {
   do {
     GetParam().call(*stub);
     ASSERT_TRUE(NothingIsHeldSoon(server));
-  } while (GetParam().holds && most_together < 2 && std::chrono::steady_clock::now() < end);
+  } while (GetParam().holds && most_together < kTogether && std::chrono::steady_clock::now() < end);
   if (GetParam().holds) {
-    EXPECT_GE(most_together, 2) << "of " << holds << " times that answers were held, in none did two leave together";
+    EXPECT_GE(most_together, kTogether) << "of " << holds << " times that answers were held";
   } else {
     EXPECT_EQ(holds, 0);
   }

@@ -201,7 +201,7 @@ FAULTS = [
           "      held_.Release();\n    }\n    return queue_", "    }\n    return queue_",
           gtest("e2e_test", "*HeldAnswersOverTheWireTest*"), r"FAILED"),
     Fault("R6", "keeps-answers-back-while-it-works-for-others", BATCHER,
-          "    if (batches > 0 || batch.tasks.size() > 1) HeldAnswers::ReleaseOfThisThread();\n", "",
+          "    if (others) HeldAnswers", "    if (others && batches < 0) HeldAnswers",
           gtest("server_test", "BatcherTest.OthersWork*"), r"FAILED"),
     Fault("R7", "takes-a-block-back-before-it-is-sent", POOL,
           "  run_->references.fetch_add(1, std::memory_order_relaxed);\n  GivenToGrpc(run_);\n  return grpc::Slice(data() + offset, bytes, &Unref, run_);",

@@ -1,4 +1,4 @@
-// Requests of all kinds, packed into one batch as far as it takes them: each one's arrays are the reference's, and what
+// Requests of all kinds, put into one batch as far as it takes them: each one's arrays are the reference's, and what
 // lies between them is untouched.
 
 #include <algorithm>

@@ -173,19 +173,21 @@ TEST_F(BatcherTest, LanesWorkAtTheSameTime) {
 
 constexpr DeliverySlot kHeldSlot = 7;
 
-// Its answer is held back for as long as one may be.
+// Its answer is held back.
 class HoldingResponder final : public Responder {
  public:
-  explicit HoldingResponder(HeldAnswers& held) : held_(held) {}
+  // `long_ago`: for as long as one may be, before the next answer.
+  HoldingResponder(HeldAnswers& held, bool long_ago) : held_(held), long_ago_(long_ago) {}
   bool cancelled() const override { return false; }
   void Reply(Messages, const Journey&) override {
     held_.Hold(kHeldSlot);
-    while (!held_.old()) std::this_thread::yield();
+    while (long_ago_ && !held_.old()) std::this_thread::yield();
   }
   void Refuse(const Refusal& refusal) override { ADD_FAILURE() << refusal.message; }
 
  private:
   HeldAnswers& held_;
+  const bool long_ago_;
 };
 
 TEST_F(BatcherTest, OthersWorkKeepsNoAnswerThatIsHeldBack) {
@@ -195,19 +197,23 @@ TEST_F(BatcherTest, OthersWorkKeepsNoAnswerThatIsHeldBack) {
   descriptors.Set(kHeldSlot, connection.ours.get());
   HeldAnswers held(descriptors);  // the first submitter's
   MakeBatcher(Policy());
-  std::deque<RecordingResponder> responders(3);
-  HoldingResponder holding(held);
+  RecordingResponder other;
+  HoldingResponder first_answer(held, /*long_ago=*/false);
+  HoldingResponder second_answer(held, /*long_ago=*/true);
+  const auto submit_for = [&](Responder& responder) {
+    std::unique_ptr<Task> task = MakeTask(other, *pool_);
+    task->AnswerTo(responder);
+    EXPECT_FALSE(batcher_->Submit(&task));
+  };
   std::thread first([&] {
     held.Hold(kHeldSlot);
-    EXPECT_FALSE(Submit(responders[0]));
+    submit_for(first_answer);
     EXPECT_TRUE(held.empty()) << "the answer before it in its batch was held long enough";
   });
   strings_.AwaitStarted(1);
   EXPECT_TRUE(connection.corked()) << "its own request is what it was held for";
-  std::unique_ptr<Task> task = MakeTask(responders[1], *pool_);
-  task->AnswerTo(holding);
-  EXPECT_FALSE(batcher_->Submit(&task));
-  EXPECT_FALSE(Submit(responders[2]));
+  submit_for(second_answer);
+  submit_for(other);
   strings_.Allow(1);
   strings_.AwaitStarted(2);
   EXPECT_FALSE(connection.corked()) << "others' requests";

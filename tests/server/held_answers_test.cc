@@ -93,8 +93,8 @@ TEST_F(HeldAnswersTest, WhatAThreadHoldsIsReleasedByItAnywhere) {
 TEST_F(HeldAnswersTest, WhatIsOldIsReleasedAsOld) {
   HeldAnswers held(descriptors_);
   bool too_soon = false;
-  held.Hold(kSlot);
   const TimePoint start = Clock::now();
+  held.Hold(kSlot);
   while (!held.old()) {
     HeldAnswers::ReleaseOldOfThisThread();
     too_soon |= held.empty() && Clock::now() - start < HeldAnswers::kLongest;

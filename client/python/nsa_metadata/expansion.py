@@ -24,7 +24,7 @@ class Timing:
     parse_ns: decoding and validating the request.
     admit_ns: reserving room for its output.
     queue_ns: waiting for a lane.
-    pack_ns: putting the batch's lengths together.
+    pack_ns: putting the batch's requests together.
     device_ns: the backend's work on the whole batch, copies included.
     frame_ns: from the backend's end to the reply's bytes being ready to send.
     batch_requests, batch_tokens: what the batch held that this request was computed in.

@@ -2,7 +2,7 @@
 
 Runs the tritonserver program that the nvidia-pytriton package holds on the model in triton_models/, as a user of Triton
 would; PyTriton's own way to bind a function puts two more hand-offs before it. Triton speaks its own protocol:
-triton_load.py measures it. Its log goes to stderr.
+h2load.py measures it. Its log goes to stderr.
 """
 
 import argparse
