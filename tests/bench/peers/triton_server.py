@@ -71,7 +71,7 @@ def main():
             "--allow-metrics=false",
             "--exit-timeout-secs=5",
         ]
-        with subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) as triton:
+        with subprocess.Popen(command, env=environment(), stdout=sys.stderr, stderr=subprocess.PIPE, text=True) as triton:
             for end in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(end, lambda *_: triton.terminate())
             for line in triton.stderr:
