@@ -8,10 +8,12 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "tests/support/load.h"
 #include "tests/support/rpc.h"
 #include "tests/support/running_server.h"
 
@@ -98,35 +100,29 @@ constexpr int kAnswers = 640;
 // Writes that are answers, since a connection has not so much else to say at a time.
 constexpr int kTogether = 4;
 
-// The answers to many callers on one connection.
-void CallUnaryWith(const v1::ExpandRequest& request, v1::MetadataService::Stub& stub) {
-  constexpr int kCallers = 32;
-  std::vector<std::thread> callers;
-  for (int i = 0; i < kCallers; ++i) {
-    callers.emplace_back([&] {
-      for (int call = 0; call < kAnswers / kCallers; ++call) {
-        const testing::Reply reply = testing::Call(stub, request);
-        EXPECT_TRUE(reply.status.ok()) << reply.status.error_message();
-      }
-    });
-  }
-  for (std::thread& caller : callers) caller.join();
+// The answers to many calls at a time on one connection, each of one sequence of so many tokens.
+void CallUnaryOf(int32_t tokens, const RunningServer& server) {
+  const testing::TestRequest request = {
+      .spec = {.nsa_index_topk = 2048,
+               .outputs = {kernels::Output::kSeqlensExpanded, kernels::Output::kNsaCacheSeqlens}},
+      .extend_seq_lens = {tokens},
+      .seq_lens = {tokens}};
+  testing::Load load(server.Stub(), {request});
+  load.Run(kAnswers, [](std::mt19937_64&) { return testing::Load::Treatment(); });
+  EXPECT_EQ(load.codes[grpc::StatusCode::OK], kAnswers);
+  EXPECT_EQ(load.wrong, 0);
 }
 
-void CallUnary(v1::MetadataService::Stub& stub) { CallUnaryWith(testing::SmallRequest(), stub); }
+void CallUnary(const RunningServer& server) { CallUnaryOf(3, server); }
 
 // Answers of 32 KiB.
-void CallLarge(v1::MetadataService::Stub& stub) {
-  v1::ExpandRequest request = testing::SmallRequest();
-  request.set_extend_seq_lens(0, 4'096);
-  request.set_seq_lens(0, 4'096);
-  CallUnaryWith(request, stub);
-}
+void CallLarge(const RunningServer& server) { CallUnaryOf(4'096, server); }
 
 // The answers to items that are sent without waiting for them.
-void CallStream(v1::MetadataService::Stub& stub) {
+void CallStream(const RunningServer& server) {
   grpc::ClientContext context;
-  const auto stream = stub.ExpandStream(&context);
+  const auto stub = server.Stub();
+  const auto stream = stub->ExpandStream(&context);
   std::thread writer([&] {
     for (int i = 1; i <= kAnswers; ++i) {
       v1::ExpandStreamRequest item;
@@ -145,7 +141,7 @@ void CallStream(v1::MetadataService::Stub& stub) {
 
 struct Case {
   const char* hold;
-  void (*call)(v1::MetadataService::Stub& stub);
+  void (*call)(const RunningServer& server);
   bool holds;
 };
 
@@ -163,14 +159,13 @@ TEST_P(HeldAnswersOverTheWireTest, AreThoseOfTheCallsNamedAndAllLeave) {
   options.hold_answers = GetParam().hold;
   options.completion_queues = 1;
   const RunningServer server(options);
-  const auto stub = server.Stub();
   // How many requests are there at once is the scheduler's to say: some are, in time.
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(30);
   for (std::atomic<int>& writes : writes_held) writes = -1;
   holds = 0;
   most_together = 0;
   do {
-    GetParam().call(*stub);
+    GetParam().call(server);
     ASSERT_TRUE(NothingIsHeldSoon(server));
   } while (GetParam().holds && most_together < kTogether && std::chrono::steady_clock::now() < end);
   if (GetParam().holds) {
