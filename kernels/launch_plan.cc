@@ -7,17 +7,17 @@
 namespace nsa::metadata::kernels {
 namespace {
 
-// What was quickest on an NVIDIA H100 80GB (tests/gpu/bench.sh prints these anew), to the host smoothed by hand where
-// rows and binary were within noise of each other. A line for 1, 4, 16, ... 65,536 sequences, a letter for 1, 4, 16,
-// ... 16,384 tokens a sequence: b(inary), r(ows), t(ile). A shape takes the nearest entry. Linear search never was the
-// quickest by more than noise.
+// What was quickest, to the device on an NVIDIA H200, to the host on an H100 80GB (tests/gpu/bench.sh prints these
+// anew), smoothed by hand where two were within noise of each other. A line for 1, 4, 16, ... 65,536 sequences, a
+// letter for 1, 4, 16, ... 16,384 tokens a sequence: b(inary), r(ows), t(ile). A shape takes the nearest entry. Linear
+// search never was the quickest by more than noise.
 using Table = std::array<std::string_view, 9>;
 
 constexpr Table kToDeviceFirstTwo = {
-    "bbbbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrrbbbt", "rrrrbttt", "rrrrrttt", "rrrrtttt", "bbtttttt", "bbtttttt",
+    "bbbbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrrbbtt", "rrrrbttt", "rrrrtttt", "rrrrtttt", "bbtttttt", "bbtttttt",
 };
 constexpr Table kToDeviceAll = {
-    "bbbbbbbb", "rrrbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrbbbtt", "rrrbtttt", "rrrttttt", "bbtttttt", "bbtttttt",
+    "bbbbbbbb", "rrrbbbbb", "rrrbbbbt", "rrrbbbtt", "rrrbbttt", "rrrbtttt", "rrrttttt", "bbtttttt", "bbtttttt",
 };
 constexpr Table kToHostFirstTwo = {
     "bbbbbbbb", "rrrrbbbb", "rrrrbbbb", "rrrrbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
@@ -26,9 +26,10 @@ constexpr Table kToHostAll = {
     "bbbbbbbb", "rrbbbbbb", "rrrbbbbb", "rrrrbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb", "bbbbbbbb",
 };
 
-// Of fewer tokens a shape between two entries takes the lower one where the nearest is not binary's, which is never far
-// from the quickest. So much above an entry is not between two.
-constexpr int64_t kFewTokens = 300'000;
+// Where the nearest entry is not binary's, which is never far from the quickest, a shape between two takes the lower
+// one: of few tokens whichever it is, of some where it is rows'. So much above an entry is not between two.
+constexpr int64_t kFewTokens = 200'000;
+constexpr int64_t kSomeTokens = 300'000;
 constexpr double kNearly = 0.1;
 
 // Where each block makes the sums for itself, few will do. Of up to this many sequences they cost little.
@@ -56,8 +57,9 @@ Kernel Quickest(const BatchShape& shape) {
   const double line = Place(static_cast<double>(shape.num_sequences));
   const double letter = Place(mean);
   char quickest = At(table, std::lround(line), std::lround(letter));
-  if (quickest != 'b' && shape.total_tokens < kFewTokens) {
-    quickest = At(table, static_cast<long>(line + kNearly), static_cast<long>(letter + kNearly));
+  if (quickest != 'b' && shape.total_tokens < kSomeTokens) {
+    const char lower = At(table, static_cast<long>(line + kNearly), static_cast<long>(letter + kNearly));
+    if (lower == 'r' || shape.total_tokens < kFewTokens) quickest = lower;
   }
   if (quickest == 'b' && shape.from_lengths && shape.num_sequences <= kMostCheapSequences &&
       shape.total_tokens > kMostBinaryTokens) {

@@ -369,7 +369,7 @@ bool CanLaunchEarly() {
 
 bool FitsWide(Kernel kernel, const BatchSize& size) {
   return size.num_sequences <= MostWideSequences(size.first_two) &&
-         NumBlocks(kernel, size.num_sequences, size.num_tokens) <= kMostWideBlocks;
+         NumBlocks(kernel, size) <= kMostWideBlocks;
 }
 
 cudaError_t LaunchWide(Kernel kernel, const DeviceLengths& lengths, int64_t* total_tokens, const DoneFlags& done,

@@ -33,6 +33,13 @@ bool AsksMoreThanFirstTwo(const OutputPointers& out) {
 
 }  // namespace
 
+BatchSize SizeOf(const DraftExtendMetadata& metadata) {
+  return {.num_sequences = static_cast<int32_t>(metadata.num_sequences),
+          .num_requests = 1,
+          .num_tokens = static_cast<int32_t>(metadata.capacity),
+          .first_two = !AsksMoreThanFirstTwo(metadata.out)};
+}
+
 size_t DraftExtendWorkspaceBytes(int64_t num_sequences) {
   return SumsWorkspaceBytes(static_cast<int32_t>(num_sequences));
 }
@@ -43,10 +50,7 @@ cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kerne
   DeviceLengths lengths;
   lengths.extend_seq_lens = metadata.extend_seq_lens;
   lengths.seq_lens = metadata.seq_lens;
-  lengths.size.num_sequences = static_cast<int32_t>(metadata.num_sequences);
-  lengths.size.num_requests = 1;
-  lengths.size.num_tokens = static_cast<int32_t>(metadata.capacity);
-  lengths.size.first_two = !AsksMoreThanFirstTwo(metadata.out);
+  lengths.size = SizeOf(metadata);
   lengths.request.nsa_index_topk = metadata.nsa_index_topk;
   lengths.request.mode = metadata.mode;
   std::copy(metadata.out.begin(), metadata.out.end(), lengths.request.out);
@@ -63,7 +67,7 @@ cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel 
   DraftExtendMetadata launched = metadata;
   launched.total_tokens = workspace.total_tokens();
   launched.workspace = workspace.scratch();
-  const int64_t blocks = NumBlocks(kernel, metadata.num_sequences, metadata.capacity);
+  const int64_t blocks = NumBlocks(kernel, SizeOf(metadata));
   const DoneFlags done = workspace.NextFlags(blocks);
   cudaError_t error = LaunchDraftExtendMetadata(launched, kernel, stream, done);
   if (error == cudaSuccess) error = workspace.Wait(done, blocks, stream, total_tokens);

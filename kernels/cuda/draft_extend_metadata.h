@@ -34,14 +34,17 @@ struct DraftExtendMetadata {
   void* workspace = nullptr;
 };
 
+// What kernels are launched for. Both counts are up to 2^29, not negative.
+BatchSize SizeOf(const DraftExtendMetadata& metadata);
+
 // For num_sequences up to 2^29, not negative. 0 up to 1,024.
 size_t DraftExtendWorkspaceBytes(int64_t num_sequences);
 
 // Expands on `stream` by `kernel`, one of kLinear, kBinary, kRows and kTile. Asynchronous: can be captured in a graph.
 // Thread-safe for different workspaces. Returns the first launch's error; cudaErrorInvalidValue for a count that is
 // negative or more than 2^29, another kernel, or a null length array or workspace where one is needed. `done`: flags
-// for NumBlocks(kernel, num_sequences, capacity) blocks, or one for all, for a host that looks at them, which is 1 us
-// sooner than to wait for the stream (H100).
+// for NumBlocks(kernel, SizeOf(metadata)) blocks, or one for all, for a host that looks at them, which is 1 us sooner
+// than to wait for the stream (H100).
 cudaError_t LaunchDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel kernel, cudaStream_t stream,
                                       const DoneFlags& done = {});
 

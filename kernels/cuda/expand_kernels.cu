@@ -114,7 +114,7 @@ __global__ void ArchitectureProbe() {}
 
 }  // namespace
 
-int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens) {
+int64_t NumBlocks(Kernel kernel, const BatchSize& size) {
   // Blocks that outnumber these find their next sequence themselves.
   constexpr int64_t kMostRowBlocks = 4096;
   const auto blocks_of = [](int64_t count, int64_t a_block) {
@@ -122,11 +122,11 @@ int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens) {
   };
   switch (kernel) {
     case Kernel::kRows:
-      return std::min(blocks_of(num_sequences, kWarps), kMostRowBlocks);
+      return std::min(blocks_of(size.num_sequences, kWarps), kMostRowBlocks);
     case Kernel::kTile:
-      return blocks_of(num_tokens, int64_t{kThreads} * kTokensAThread * TileSteps(num_tokens));
+      return blocks_of(size.num_tokens, int64_t{kThreads} * kTokensAThread * TileSteps(size));
     default:
-      return blocks_of(num_tokens, kThreads);
+      return blocks_of(size.num_tokens, kThreads);
   }
 }
 

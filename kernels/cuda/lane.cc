@@ -124,7 +124,7 @@ absl::StatusOr<Kernel> CudaLane::ExpandOnDevice() {
                                                      .total_tokens = size->num_tokens,
                                                      .first_two = size->first_two,
                                                      .to_host = true});
-  const int64_t blocks = NumBlocks(kernel, size->num_sequences, size->num_tokens);
+  const int64_t blocks = NumBlocks(kernel, *size);
   DoneFlags done = {.flags = static_cast<uint64_t*>(done_.get()), .value = ++launches_};
   if (blocks > kMostDoneFlags) done.ended = static_cast<uint32_t*>(on_device_.get());
   NSA_RETURN_IF_CUDA_ERROR(Launch(kernel, done));

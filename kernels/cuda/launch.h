@@ -43,7 +43,7 @@ inline constexpr int64_t kMostDoneFlags = 32;
 inline constexpr size_t kEndedBytes = 256;
 
 // How many blocks `kernel`, one of the device's, is launched with.
-int64_t NumBlocks(Kernel kernel, int64_t num_sequences, int64_t num_tokens);
+int64_t NumBlocks(Kernel kernel, const BatchSize& size);
 
 // Each launches `kernel` on `stream`. Asynchronous; returns the launch's error.
 

@@ -21,15 +21,17 @@ namespace nsa::metadata::kernels::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-// The quads of a thread of a tile. Few tokens want many warps, many tokens less searching.
+// The quads of a thread of a tile. Few tokens want many warps, many tokens less searching, of which nine outputs' stores
+// hide more (H200).
 constexpr int kOneStep = 1;
 constexpr int kFewSteps = 2;
-constexpr int kManySteps = 8;
-constexpr int32_t kSomeTokens = 1 << 18;
+constexpr int ManySteps(bool first_two) { return first_two ? 8 : 4; }
+constexpr int32_t kSomeTokens = 1 << 19;
 constexpr int32_t kManyTokens = 2 << 20;
 
-__host__ __device__ constexpr int TileSteps(int64_t num_tokens) {
-  return num_tokens >= kManyTokens ? kManySteps : num_tokens >= kSomeTokens ? kFewSteps : kOneStep;
+__host__ __device__ constexpr int TileSteps(const BatchSize& size) {
+  if (size.num_tokens < kSomeTokens) return kOneStep;
+  return size.num_tokens < kManyTokens ? kFewSteps : ManySteps(size.first_two);
 }
 
 // The last sequence of the range that begins at or before t; its first one does.
@@ -48,13 +50,13 @@ __device__ __forceinline__ int32_t LastNotAfter(const Batch<Before>& batch, cons
   return low;
 }
 
-// The same by a whole warp, 32 probes a step.
-template <typename Before>
+// The same by a whole warp, 32 probes a step; or, sooner, one that is less than kNear before it.
+template <int32_t kNear = 1, typename Before>
 __device__ __forceinline__ int32_t WarpLastNotAfter(const Batch<Before>& batch, const Range& range, int32_t t) {
   const int32_t lane = threadIdx.x % kWarp;
   int32_t low = range.low;
   int32_t high = range.high;
-  while (high - low > 1) {
+  while (high - low > kNear) {
     const int32_t step = (high - low + kWarp - 1) / kWarp;
     const int32_t probe = low + lane * step;
     const unsigned not_after = __ballot_sync(~0u, probe < high && batch.FirstTokenOf(probe) <= t);
@@ -84,6 +86,45 @@ __device__ __forceinline__ int32_t LanesLastNotAfter(const Batch<Before>& batch,
   if (b + 1 < next || next >= num_sequences || batch.FirstTokenOf(next) > t) return b;
   return LastNotAfter(batch, {next, num_sequences}, t);
 }
+
+// 32 sequences that follow each other, or as many as there are, a lane of a warp each: read at once and once, where each
+// lane's own would be waited for at each of its steps.
+template <typename Before>
+class Window {
+ public:
+  __device__ __forceinline__ Window(const Batch<Before>& batch, int32_t low)
+      : row_(batch, min(low + Lane(), batch.size.num_sequences - 1)), more_(low + kWarp < batch.size.num_sequences) {
+    if (low + Lane() >= batch.size.num_sequences) row_.first_token = INT32_MAX;
+  }
+
+  // The lane of the last sequence that begins at or before t, which rises from lane to lane and not from before the
+  // first sequence.
+  __device__ __forceinline__ int32_t Find(int32_t t) const { return LastLaneNotAfter(row_.first_token, t); }
+  // Whether sequences after the window may begin at or before the last lane's t too.
+  __device__ __forceinline__ bool Ends(int32_t found) const {
+    return more_ && __shfl_sync(~0u, found, kWarp - 1) == kWarp - 1;
+  }
+  __device__ __forceinline__ Row At(const Batch<Before>& batch, int32_t lane) const {
+    Row row = row_;
+    row.b = __shfl_sync(~0u, row.b, lane);
+    row.first_token = __shfl_sync(~0u, row.first_token, lane);
+    row.q = __shfl_sync(~0u, row.q, lane);
+    row.s = __shfl_sync(~0u, row.s, lane);
+    row.before.k = __shfl_sync(~0u, row.before.k, lane);
+    row.before.nsa = __shfl_sync(~0u, row.before.nsa, lane);
+    if (batch.arrays.request_of != nullptr) {
+      row.request = reinterpret_cast<const DeviceRequest*>(
+          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(row.request), lane));
+    }
+    return row;
+  }
+
+ private:
+  static __device__ __forceinline__ int32_t Lane() { return static_cast<int32_t>(threadIdx.x) % kWarp; }
+
+  Row row_;
+  bool more_;
+};
 
 template <bool kFirstTwo, typename Before>
 __device__ __forceinline__ void WriteTokenOf(const Batch<Before>& batch, int32_t b, int32_t t) {
@@ -143,19 +184,35 @@ struct Rows {
 template <bool kFirstTwo>
 class Quad {
  public:
-  // Of t and those after it, before `end`; `row` is the last sequence that begins at or before t.
+  // Of t and those after it, all of `row`.
+  __device__ __forceinline__ Quad(const Row& row, int32_t t)
+      : request_(row.request), index_(int64_t{t} - row.request->first_token) {
+#pragma unroll
+    for (int32_t j = 0; j < kTokensAThread; ++j) Take(row, t + j - row.first_token, j);
+  }
+
+  // Of t and those after it, before `end`; `row` is the last sequence that begins at or before t. `next` is the one
+  // after it where `has_next`, and has to be looked up elsewhere.
   template <typename Before>
-  __device__ __forceinline__ Quad(const Batch<Before>& batch, Row row, int32_t t, int32_t end) {
-    request_ = row.request;
-    index_ = int64_t{t} - request_->first_token;
+  __device__ __forceinline__ Quad(const Batch<Before>& batch, Row row, const Row& next, bool has_next, int32_t t,
+                                  int32_t end)
+      : request_(row.request), index_(int64_t{t} - row.request->first_token) {
 #pragma unroll
     for (int32_t j = 0; j < kTokensAThread; ++j) {
       int32_t i = t + j - row.first_token;
       if (i >= row.q) {
-        int32_t b = row.b;
-        while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t + j) ++b;
-        if (b != row.b) row = Row(batch, b);
-        i = t + j - row.first_token;
+        if (has_next && next.first_token <= t + j) {
+          row = next;
+          has_next = false;
+          i = t + j - row.first_token;
+        }
+        if (i >= row.q) {
+          int32_t b = row.b;
+          while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t + j) ++b;
+          if (b != row.b) row = Row(batch, b);
+          has_next = false;
+          i = t + j - row.first_token;
+        }
       }
       if (i >= row.q || t + j >= end) break;
       Take(row, i, j);
@@ -231,7 +288,8 @@ struct Tile {
   static constexpr Kernel kKernel = Kernel::kTile;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
-    switch (TileSteps(batch.size.num_tokens)) {
+    constexpr int kManySteps = ManySteps(kFirstTwo);
+    switch (TileSteps(batch.size)) {
       case kManySteps:
         return WriteSteps<kFirstTwo, kManySteps>(batch);
       case kFewSteps:
@@ -251,13 +309,48 @@ struct Tile {
     const int32_t end = batch.size.num_tokens;
     if (begin >= end || num_sequences == 0) return;
     const auto first_token = static_cast<int32_t>(begin);
-    int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter(batch, batch.RangeOf(first_token), first_token);
+    int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter<kWarp>(batch, batch.RangeOf(first_token), first_token);
+    Window<Before> window(batch, low);
     for (int32_t step = 0; step < kSteps; ++step) {
       const auto t = static_cast<int32_t>(Min(begin + step * kStepTokens + lane * kTokensAThread, end));
-      const int32_t b = LanesLastNotAfter(batch, low, t);
-      if (t < end) Quad<kFirstTwo>(batch, Row(batch, b), t, end).Write();
-      low = __shfl_sync(~0u, b, kWarp - 1);
+      int32_t found = window.Find(t);
+      if (window.Ends(found)) {
+        low += __shfl_sync(~0u, found, 0);
+        window = Window<Before>(batch, low);
+        found = window.Find(t);
+      }
+      if (window.Ends(found)) {
+        // Of sequences so short no window holds a step's.
+        const int32_t b = LanesLastNotAfter(batch, low, t);
+        if (t < end) WriteQuad<kFirstTwo>(batch, Row(batch, b), t);
+        low = __shfl_sync(~0u, b, kWarp - 1);
+        window = Window<Before>(batch, low);
+        continue;
+      }
+      WriteQuads<kFirstTwo>(batch, window, found, t);
     }
+  }
+
+  // Of the first two outputs where sequences meet is found without a load; of all of them the rows that would have to
+  // be kept for that cost more warps than it saves (H200).
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void WriteQuads(const Batch<Before>& batch, const Window<Before>& window,
+                                                    int32_t found, int32_t t) {
+    const int32_t end = batch.size.num_tokens;
+    const Row row = window.At(batch, found);
+    if constexpr (kFirstTwo) {
+      const int32_t left = min(row.q - (t - row.first_token), end - t);
+      if (__all_sync(~0u, left >= kTokensAThread)) return Quad<kFirstTwo>(row, t).Write();
+      const Row next = window.At(batch, (found + 1) % kWarp);
+      if (t < end) Quad<kFirstTwo>(batch, row, next, found + 1 < kWarp, t, end).Write();
+    } else if (t < end) {
+      WriteQuad<kFirstTwo>(batch, row, t);
+    }
+  }
+
+  template <bool kFirstTwo, typename Before>
+  static __device__ __forceinline__ void WriteQuad(const Batch<Before>& batch, const Row& row, int32_t t) {
+    Quad<kFirstTwo>(batch, row, row, /*has_next=*/false, t, batch.size.num_tokens).Write();
   }
 };
 
@@ -309,7 +402,7 @@ cudaError_t Launch(Kernel kernel, const BatchSize& size, const void* source, Don
   const void* function = FunctionOf<Source, Versions...>(kernel, size.first_two);
   if (function == nullptr) return cudaErrorInvalidValue;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(NumBlocks(kernel, size.num_sequences, size.num_tokens)));
+  config.gridDim = dim3(static_cast<unsigned>(NumBlocks(kernel, size)));
   config.blockDim = dim3(kThreads);
   config.stream = stream;
   config.dynamicSmemBytes = options.shared_bytes;

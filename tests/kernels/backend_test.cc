@@ -127,6 +127,25 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnManySequences) {
   ASSERT_EQ(expander_->Alone(request), testing::ReferenceArrays(request));
 }
 
+// So many that a warp takes several steps, over sequences that begin anywhere in them.
+TEST_P(BackendTest, AgreesWithTheReferenceOnManyTokens) {
+  std::mt19937_64 random(20);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
+    for (int64_t tokens : {50'000, 700'000, 2'200'000}) {
+      for (int num_requests : {1, 3}) {
+        std::vector<TestRequest> requests;
+        std::vector<Arrays> want;
+        for (int r = 0; r < num_requests; ++r) {
+          requests.push_back(testing::MixedSequences(random, tokens / num_requests, outputs));
+          want.push_back(testing::ReferenceArrays(requests.back()));
+        }
+        // Millions of values are no message.
+        ASSERT_TRUE(expander_->Together(requests) == want) << tokens << " tokens, " << num_requests << " requests";
+      }
+    }
+  }
+}
+
 TEST_P(BackendTest, AgreesWithTheReferenceOnAnyNumberOfRequests) {
   std::mt19937_64 random(18);
   for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {

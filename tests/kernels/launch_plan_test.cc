@@ -50,9 +50,10 @@ TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
 TEST(LaunchPlanTest, AdaptiveTakesTheLowerOfTwoEntriesForFewTokens) {
   // Halfway between two entries, of which the greater has tiles, or rows.
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 128, .total_tokens = 70'000, .first_two = true}), Kernel::kBinary);
-  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 261'946, .first_two = true}), Kernel::kBinary);
-  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 262'296, .first_two = true}), Kernel::kRows);
-  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 2'048, .total_tokens = 1'045'702, .first_two = true}), Kernel::kTile);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 70'000, .first_two = true}), Kernel::kRows);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 8'192, .total_tokens = 263'137, .first_two = true}), Kernel::kRows);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 261'946, .first_two = true}), Kernel::kTile);
+  EXPECT_EQ(ChooseKernel({}, {.num_sequences = 8'192, .total_tokens = 1'053'569, .first_two = true}), Kernel::kTile);
 }
 
 TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSums) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <iterator>
 
 #include "kernels/measure.h"
 
@@ -49,6 +50,27 @@ TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernel
   for (size_t b = 0; b < num_sequences; ++b) {
     request.extend_seq_lens.push_back(static_cast<int32_t>(random() % 4));
     request.seq_lens.push_back(static_cast<int32_t>(random() % 12));
+  }
+  return request;
+}
+
+TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernels::OutputSet outputs) {
+  struct Kind {
+    int64_t shortest;
+    int64_t longest;
+    int64_t most_in_a_run;
+  };
+  constexpr Kind kKinds[] = {{0, 0, 200}, {1, 5, 200}, {20, 60, 200}, {100, 700, 200}, {3'000, 20'000, 3}};
+  TestRequest request{.spec = {.nsa_index_topk = 2048, .mode = kernels::SequenceMode::kCausal, .outputs = outputs},
+                      .extend_seq_lens = {},
+                      .seq_lens = {}};
+  for (int64_t tokens = 0; tokens < least_tokens;) {
+    const Kind& kind = kKinds[Draw(random, 0, std::size(kKinds) - 1)];
+    for (int64_t left = Draw(random, 1, kind.most_in_a_run); left > 0; --left) {
+      request.extend_seq_lens.push_back(Draw(random, kind.shortest, kind.longest));
+      request.seq_lens.push_back(request.extend_seq_lens.back() + Draw(random, 0, 9));
+      tokens += request.extend_seq_lens.back();
+    }
   }
   return request;
 }

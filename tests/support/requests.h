@@ -30,6 +30,10 @@ TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences = 64);
 // A valid causal request of so many sequences of 0 to 3 tokens and lengths of 0 to 11.
 TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernels::OutputSet outputs);
 
+// A valid causal request of at least `least_tokens` tokens: runs of sequences without tokens, of a few, of some ten,
+// some hundred and some thousand.
+TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernels::OutputSet outputs);
+
 // A value that no test's answer holds.
 inline constexpr int32_t kMarker = -0x5a5a5a5b;
 

@@ -190,6 +190,22 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnManySequences) {
   }
 }
 
+// So many that a warp takes several steps, over sequences that begin anywhere in them.
+TEST_P(LaunchersTest, AgreeWithTheReferenceOnManyTokens) {
+  std::mt19937_64 random(14);
+  for (int64_t tokens : {50'000, 700'000, 2'200'000}) {
+    for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
+      const TestRequest request = testing::MixedSequences(random, tokens, outputs);
+      Arrays got;
+      int64_t total_tokens = -1;
+      Run(request, request.total_tokens(), &got, &total_tokens);
+      // Millions of values are no message.
+      ASSERT_TRUE(got == testing::ReferenceArrays(request)) << tokens << " tokens";
+      EXPECT_EQ(total_tokens, request.total_tokens());
+    }
+  }
+}
+
 TEST_P(LaunchersTest, WriteNothingPastTheCapacityAndSayHowMuchWasNeeded) {
   const TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
                             .extend_seq_lens = {300, 0, 500},
@@ -321,7 +337,10 @@ TEST_P(KernelsTest, BlocksSetTheirFlagsOnceWhatTheyWriteCanBeSeen) {
   constexpr int64_t kCapacity = 50'000;
   const Kernel kernel = GetParam();
   for (size_t num_sequences : kWays) {
-    const int64_t blocks = NumBlocks(kernel, static_cast<int64_t>(num_sequences), kCapacity);
+    const int64_t blocks = NumBlocks(kernel, {.num_sequences = static_cast<int32_t>(num_sequences),
+                                              .num_requests = 1,
+                                              .num_tokens = kCapacity,
+                                              .first_two = true});
     // The host's memory, read as it is when the last flag is seen.
     void* memory = nullptr;
     ASSERT_CUDA_OK(cudaHostAlloc(&memory, (blocks + 1) * sizeof(uint64_t), cudaHostAllocMapped));
