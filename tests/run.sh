@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need, builds, and runs every test that needs no GPU. Ends with a non-zero status at the first stage that fails.
-# --full: also the proxy in front (Envoy), what it stops and how it balances, Triton's perf_analyzer, the status page in Chromium, and the container image.
+# --full: also the proxy in front (Envoy), what it stops and how it balances, Triton's perf_analyzer, the status page in Chromium, the container image,
+# and a Kubernetes that runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -88,6 +89,13 @@ if $full; then
   stage "deployment: container image"
   deploy/local/install.sh tests/deploy/packages.txt
   build/venv-deploy/bin/python -m pytest -q tests/deploy -m image
+  stage "deployment: a Kubernetes of two nodes, and the runbook's steps"
+  make_venv cluster
+  if [[ -e /sys/fs/cgroup/memory/tasks ]]; then
+    tests/cluster/run.sh
+  else
+    echo "left out: it needs control groups of version 1"
+  fi
 fi
 
 stage "clang with thread-safety annotations as errors: build"

@@ -22,7 +22,7 @@ def test_the_runbook_has_commands():
 
 @pytest.mark.parametrize("command", commands())
 def test_a_command_of_the_runbook_is_one_that_kubectl_takes(command):
-    # There is no cluster to run it in: a command that kubectl does not take ends before it looks for one.
+    # tests/cluster takes the step. A command that kubectl does not take ends before it looks for a cluster.
     words = [STANDS_FOR.get(word, word.replace("NUMBER", STANDS_FOR["NUMBER"])) for word in command.split()]
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen

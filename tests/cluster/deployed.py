@@ -1,0 +1,124 @@
+"""The server's objects in a namespace of a cluster."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import yaml
+
+from adapted import adapted
+from cluster import eventually, run
+from manifests import Manifests, kubectl
+
+NAME = "nsa-metadata-server"
+
+
+class Deployed:
+    """What overlays/cpu with components renders to, applied and rolled out from `with` on. `change` may change the objects before."""
+
+    def __init__(self, cluster, namespace, *components, change=lambda objects: None):
+        self._cluster = cluster
+        self.namespace = namespace
+        self.objects = adapted(Manifests.of("overlays/cpu", *components).objects)
+        change(self)
+        self.kubectl("create", "namespace", namespace)
+
+    def __enter__(self):
+        self.apply(self.objects)
+        return self
+
+    def __exit__(self, *_):
+        self.kubectl("delete", "namespace", self.namespace, "--wait=false")
+
+    # What is asked for
+
+    def one(self, kind, name=NAME):
+        (found,) = (thing for thing in self.objects if thing["kind"] == kind and thing["metadata"]["name"].startswith(name))
+        return found
+
+    @property
+    def server(self):
+        (container,) = self.one("Deployment")["spec"]["template"]["spec"]["containers"]
+        return container
+
+    def set_flag(self, name, value):
+        """As a user's overlay would: as kustomize has it, a ConfigMap's name says what is in it."""
+        config = self.one("ConfigMap", self.server["envFrom"][0]["configMapRef"]["name"])
+        config["data"][f"NSA_METADATA_{name.upper()}"] = value
+        config["metadata"]["name"] += f"-{value}"
+        self.server["envFrom"][0]["configMapRef"]["name"] = config["metadata"]["name"]
+
+    def set_memory(self, quantity):
+        for kind in ("requests", "limits"):
+            self.server["resources"][kind]["memory"] = quantity
+
+    # What is done
+
+    def command(self, *words, program=None):
+        """For today's kubectl unless another is given."""
+        return [str(part) for part in (program or kubectl(), f"--kubeconfig={self._cluster.kubeconfig}", f"--namespace={self.namespace}", *words)]
+
+    def kubectl(self, *words, program=None, **more):
+        return run(*self.command(*words, program=program), timeout_s=90, **more).stdout
+
+    def following(self, *words):
+        """A kubectl that goes on, whose output can be read."""
+        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def apply(self, objects):
+        # 1.20 gives no description of its objects that today's kubectl could check them by.
+        self.kubectl("apply", "--validate=false", "--filename=-", input=yaml.safe_dump_all(objects))
+
+    def roll_out(self):
+        self.apply(self.objects)
+        self.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=80s")
+
+    def put_certificate(self, authority):
+        """A new pair of the authority's, as cert-manager writes it."""
+        pair = authority.issue(f"{NAME}.{self.namespace}", common_name="server")
+        files = {"tls.crt": pair.certificate, "tls.key": pair.key, "ca.crt": authority.certificate}
+        data = {name: base64.b64encode(content).decode() for name, content in files.items()}
+        self.apply([{"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": f"{NAME}-tls"}, "data": data}])
+
+    # What is there
+
+    def pods(self):
+        """Those that are not about to end."""
+        return [pod for pod in json.loads(self.kubectl("get", "pods", "--output=json"))["items"] if "deletionTimestamp" not in pod["metadata"]]
+
+    def ready(self):
+        """The names of the ready ones."""
+        return [pod["metadata"]["name"] for pod in self.pods() if any(status["ready"] for status in pod["status"].get("containerStatuses", []))]
+
+    def two_ready(self):
+        return self.become("two ready servers", lambda: len(self.ready()) == 2 and self.ready())
+
+    def pod(self, name):
+        return json.loads(self.kubectl("get", "pod", name, "--output=json"))
+
+    def container(self, name):
+        """Its server's status."""
+        (status,) = self.pod(name)["status"]["containerStatuses"]
+        return status
+
+    def process(self, name):
+        """The number of the pod's server on this machine."""
+        uid = self.pod(name)["metadata"]["uid"]
+        servers = run("pgrep", "--full", f"^/usr/local/bin/{NAME}").stdout.split()
+        (found,) = (int(pid) for pid in servers if uid in Path(f"/proc/{pid}/cgroup").read_text())
+        return found
+
+    def kill(self, name):
+        os.kill(self.process(name), signal.SIGKILL)
+
+    def metric(self, name, series):
+        text = self.kubectl("get", f"--raw=/api/v1/namespaces/{self.namespace}/pods/{name}:9464/proxy/metrics")
+        (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+        return float(value)
+
+    def become(self, what, true, timeout_s=90):
+        return eventually(f"{what} in {self.namespace}", true, timeout_s)
