@@ -149,6 +149,7 @@ struct Wide {
 // Beyond so many blocks a scan of its own is quicker (H100).
 constexpr int64_t kMostWideBlocks = 264;
 static_assert(kMostWideBinaryTokens <= kMostWideBlocks * kThreads, "the plan's choice is launched so");
+static_assert(kSomeTokens == kMostWideBlocks * kThreads * kTokensAThread, "more tokens are more steps, not more blocks");
 
 // Where a sequence's sums lie: threads that go through several each then seldom meet in a bank.
 __host__ __device__ constexpr int32_t Spread(int32_t b) { return b + b / kWarp; }

@@ -54,7 +54,8 @@ cudaError_t FillDraftExtendMetadata(const DraftExtendMetadata& metadata, Kernel 
                                     FillWorkspace& workspace, int64_t* total_tokens);
 
 // The kernel that `plan` chooses for as many tokens as there is room for, for a launch that is waited for: in a graph
-// kRows takes 1 us less for the first two outputs of 1,025 to 4,096 sequences of 16 tokens and more (H100).
+// kRows takes 1 us less for the first two outputs of 1,025 to 4,096 sequences of 16 tokens and more, up to 66,000
+// (H100).
 Kernel ChooseKernel(const DraftExtendMetadata& metadata, const LaunchPlan& plan = {});
 
 // As above, by that kernel.

@@ -4,7 +4,8 @@
 //   binary  a thread a token; a warp searches its first token's sequence together, keeps where that and the 31 after it
 //           begin in its lanes, and each lane searches these
 //   rows    a warp a sequence, nothing to search: many short sequences
-//   tile    the same for some hundred tokens a warp, four of a thread stored as one: many tokens
+//   tile    a warp for 128 to 1,024 tokens, four a thread stored as one, whose lanes hold 32 sequences at a time: many
+//           tokens
 //
 // A kernel is one of these over a source of the batch, a kernel parameter, which BatchOf<kFirstTwo> makes a Batch of.
 #pragma once
@@ -26,7 +27,8 @@ constexpr int kWarps = kThreads / kWarp;
 constexpr int kOneStep = 1;
 constexpr int kFewSteps = 2;
 constexpr int ManySteps(bool first_two) { return first_two ? 8 : 4; }
-constexpr int32_t kSomeTokens = 1 << 19;
+// So many are as many blocks of one step as may each make the sums for itself.
+constexpr int32_t kSomeTokens = 264 * kThreads * kTokensAThread;
 constexpr int32_t kManyTokens = 2 << 20;
 
 __host__ __device__ constexpr int TileSteps(const BatchSize& size) {
@@ -184,15 +186,16 @@ struct Rows {
 template <bool kFirstTwo>
 class Quad {
  public:
-  // Of t and those after it, all of `row`.
+  // Of t and those after it, all of `row`, whose last one may be the last of all.
   __device__ __forceinline__ Quad(const Row& row, int32_t t)
       : request_(row.request), index_(int64_t{t} - row.request->first_token) {
+    static_assert(kFirstTwo, "is_last_ is of other outputs");
 #pragma unroll
     for (int32_t j = 0; j < kTokensAThread; ++j) Take(row, t + j - row.first_token, j);
   }
 
   // Of t and those after it, before `end`; `row` is the last sequence that begins at or before t. `next` is the one
-  // after it where `has_next`, and has to be looked up elsewhere.
+  // after it where `has_next`, else that is looked up.
   template <typename Before>
   __device__ __forceinline__ Quad(const Batch<Before>& batch, Row row, const Row& next, bool has_next, int32_t t,
                                   int32_t end)
@@ -331,8 +334,8 @@ struct Tile {
     }
   }
 
-  // Of the first two outputs where sequences meet is found without a load; of all of them the rows that would have to
-  // be kept for that cost more warps than it saves (H200).
+  // Where two sequences meet the second is not loaded either, of the first two outputs: of all of them the rows to be
+  // kept for that cost more warps than it saves (H200).
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void WriteQuads(const Batch<Before>& batch, const Window<Before>& window,
                                                     int32_t found, int32_t t) {

@@ -143,6 +143,14 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnManyTokens) {
         ASSERT_TRUE(expander_->Together(requests) == want) << tokens << " tokens, " << num_requests << " requests";
       }
     }
+    // Of few sequences, which go with the launch.
+    for (size_t num_sequences : {8, 100, 500}) {
+      for (int64_t tokens : {700'000, 2'200'000}) {
+        const TestRequest request =
+            testing::SequencesOf(random, num_sequences, tokens / static_cast<int64_t>(num_sequences), outputs);
+        ASSERT_TRUE(expander_->Alone(request) == testing::ReferenceArrays(request)) << num_sequences << " sequences";
+      }
+    }
   }
 }
 

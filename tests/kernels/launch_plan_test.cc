@@ -47,13 +47,24 @@ TEST(LaunchPlanTest, AdaptiveNeverSendsTilesAcrossTheBus) {
   }
 }
 
-TEST(LaunchPlanTest, AdaptiveTakesTheLowerOfTwoEntriesForFewTokens) {
-  // Halfway between two entries, of which the greater has tiles, or rows.
+TEST(LaunchPlanTest, AdaptiveTakesTheLowerOfTwoEntriesForFewTokensAndItsRowsForSome) {
+  // Halfway between two entries, of which the greater has tiles.
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 128, .total_tokens = 70'000, .first_two = true}), Kernel::kBinary);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 70'000, .first_two = true}), Kernel::kRows);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 8'192, .total_tokens = 263'137, .first_two = true}), Kernel::kRows);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 512, .total_tokens = 261'946, .first_two = true}), Kernel::kTile);
   EXPECT_EQ(ChooseKernel({}, {.num_sequences = 8'192, .total_tokens = 1'053'569, .first_two = true}), Kernel::kTile);
+}
+
+TEST(LaunchPlanTest, AdaptiveHasATableOfItsOwnForMoreThanTwoOutputs) {
+  for (const bool first_two : {true, false}) {
+    EXPECT_EQ(ChooseKernel({}, {.num_sequences = 64, .total_tokens = 64 * 4'096, .first_two = first_two}),
+              Kernel::kTile);
+    EXPECT_EQ(ChooseKernel({}, {.num_sequences = 256, .total_tokens = 256 * 64, .first_two = first_two}),
+              first_two ? Kernel::kRows : Kernel::kBinary);
+    EXPECT_EQ(ChooseKernel({}, {.num_sequences = 1'024, .total_tokens = 1'024 * 256, .first_two = first_two}),
+              Kernel::kTile);
+  }
 }
 
 TEST(LaunchPlanTest, AdaptiveTakesFewBlocksWhereEachMakesTheSums) {

@@ -75,6 +75,17 @@ TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernel
   return request;
 }
 
+TestRequest SequencesOf(std::mt19937_64& random, size_t num_sequences, int64_t mean, kernels::OutputSet outputs) {
+  TestRequest request{.spec = {.nsa_index_topk = 64, .mode = kernels::SequenceMode::kRepeat, .outputs = outputs},
+                      .extend_seq_lens = {},
+                      .seq_lens = {}};
+  for (size_t b = 0; b < num_sequences; ++b) {
+    request.extend_seq_lens.push_back(Draw(random, 0, 2 * mean));
+    request.seq_lens.push_back(Draw(random, 0, 100));
+  }
+  return request;
+}
+
 Expander::Expander(kernels::Backend& backend)
     : lane_(*backend.CreateLane({.max_sequences = 70'000, .max_requests = 1'000})),
       memory_(*backend.AllocateOutput(size_t{256} << 20)) {}

@@ -34,6 +34,9 @@ TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernel
 // some hundred and some thousand.
 TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernels::OutputSet outputs);
 
+// A valid request of so many sequences of 0 to 2 * `mean` tokens.
+TestRequest SequencesOf(std::mt19937_64& random, size_t num_sequences, int64_t mean, kernels::OutputSet outputs);
+
 // A value that no test's answer holds.
 inline constexpr int32_t kMarker = -0x5a5a5a5b;
 

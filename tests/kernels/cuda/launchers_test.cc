@@ -190,17 +190,26 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnManySequences) {
   }
 }
 
-// So many that a warp takes several steps, over sequences that begin anywhere in them.
+// So many that a warp takes several steps, over sequences that begin anywhere in them; scanned in every way.
 TEST_P(LaunchersTest, AgreeWithTheReferenceOnManyTokens) {
   std::mt19937_64 random(14);
-  for (int64_t tokens : {50'000, 700'000, 2'200'000}) {
-    for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
-      const TestRequest request = testing::MixedSequences(random, tokens, outputs);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens}, OutputSet::All()}) {
+    std::vector<TestRequest> requests;
+    for (int64_t tokens : {50'000, 700'000, 2'200'000}) {
+      requests.push_back(testing::MixedSequences(random, tokens, outputs));
+    }
+    for (size_t num_sequences : {8, 300, 2'000}) {
+      for (int64_t tokens : {400'000, 2'200'000}) {
+        requests.push_back(
+            testing::SequencesOf(random, num_sequences, tokens / static_cast<int64_t>(num_sequences), outputs));
+      }
+    }
+    for (const TestRequest& request : requests) {
       Arrays got;
       int64_t total_tokens = -1;
       Run(request, request.total_tokens(), &got, &total_tokens);
       // Millions of values are no message.
-      ASSERT_TRUE(got == testing::ReferenceArrays(request)) << tokens << " tokens";
+      ASSERT_TRUE(got == testing::ReferenceArrays(request)) << request.seq_lens.size() << " sequences";
       EXPECT_EQ(total_tokens, request.total_tokens());
     }
   }
