@@ -22,4 +22,4 @@ if ((EUID != 0)); then
 fi
 echo "installing ${missing[*]}"
 "${as_root[@]}" apt-get update --quiet=2
-"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends "${missing[@]}" >/dev/null
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-remove --no-install-recommends "${missing[@]}" >/dev/null
