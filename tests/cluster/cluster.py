@@ -1,28 +1,38 @@
 """A small Kubernetes on this machine: a control plane, and two nodes with a kubelet and a containerd each.
 
-run.sh makes the namespaces that it is in (network, mounts, processes), so that all of it is gone with them.
+run.sh makes the namespaces that it is in (network, mounts, processes), so that it ends with them.
 """
 
-import contextlib
 import json
-import os
 import secrets
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BUILD = REPOSITORY / "build" / "cluster"
-PROGRAMS = BUILD / "bin"
-NODES = ("node-a", "node-b")
-READY_S = 120
+PROGRAMS = BUILD / "programs"
+KUBECTL = PROGRAMS / "usr" / "bin" / "kubectl"
 IMAGES = BUILD / "images"
+NODES = ("node-a", "node-b")
 CGROUPS = Path("/sys/fs/cgroup")
+CONTAINERD = "/run/containerd/containerd.sock"
+READY_S = 120
+STOP_S = 20
+LOG_LINES = 20
+
 # Where a node's programs write whatever their options say.
 WRITTEN = ("/run", "/var/lib", "/var/log")
-STOP_S = 20
+# What a kubelet would set, for all of the machine and for good: it finds that it is so.
+KERNEL = {
+    "vm/overcommit_memory": 1,
+    "vm/panic_on_oom": 0,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1_000_000,
+    "kernel/keys/root_maxbytes": 25_000_000,
+}
 
 
 class Failed(AssertionError):
@@ -34,16 +44,15 @@ def run(*command, timeout_s=60, **more):
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, **more)
     if done.returncode != 0:
         raise Failed(f"{' '.join(command)}: exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done
+    return done.stdout
 
 
-def eventually(what, true, timeout_s=READY_S):
-    """The first value of `true()` that is one. It may raise Failed on the way there."""
+def eventually(what, condition, timeout_s=READY_S):
+    """The first value of `condition()` that is one. It may raise Failed on the way there."""
     until = time.monotonic() + timeout_s
     while True:
-        last = None
         try:
-            last = true()
+            last = condition()
             if last:
                 return last
         except Failed as error:
@@ -60,7 +69,6 @@ class Node:
         self.name = NODES[index]
         self.address = f"10.77.0.{index + 1}"
         self.folder = cluster.folder / self.name
-        self.socket = self.folder / "containerd.sock"
         self._index = index
         self._cluster = cluster
 
@@ -68,66 +76,53 @@ class Node:
         self.folder.mkdir()
         self._start_containerd()
         for archive in sorted(IMAGES.glob("*.tar")):
-            self.ctr("images", "import", archive)
+            self._ctr("images", "import", archive)
         self._start_kubelet()
 
-    def ctr(self, *words):
-        return run("ctr", "--address", self.socket, "--namespace", "k8s.io", *words, timeout_s=120).stdout
+    def _in_mounts(self, *command):
+        return ("nsenter", f"--target={self._containerd.pid}", "--mount", *command)
+
+    def _ctr(self, *words):
+        return run(*self._in_mounts("ctr", "--address", CONTAINERD, "--namespace", "k8s.io"), *words, timeout_s=120)
+
+    def _mounts(self):
+        """Shell commands for a node's own mounts. A kubelet removes what it doesn't know in these folders."""
+        commands = [f"mount -t tmpfs tmpfs {path}" for path in WRITTEN]
+        for name, value in KERNEL.items():
+            file = self.folder / name.replace("/", "-")
+            file.write_text(f"{value}\n")
+            commands.append(f"mount --bind '{file}' /proc/sys/{name}")
+        return "; ".join(commands)
 
     def _start_containerd(self):
         networks = self.folder / "cni"
         networks.mkdir()
-        bridge = {
-            "cniVersion": "0.4.0",
-            "name": "pods",
-            "plugins": [
-                {
-                    "type": "bridge",
-                    "bridge": f"pods{self._index}",
-                    "isDefaultGateway": True,
-                    "ipam": {"type": "host-local", "ranges": [[{"subnet": f"10.78.{self._index}.0/24"}]], "dataDir": str(self.folder / "addresses")},
-                },
-            ],
-        }
-        (networks / "pods.conflist").write_text(json.dumps(bridge))
+        addresses = {"type": "host-local", "ranges": [[{"subnet": f"10.78.{self._index}.0/24"}]], "dataDir": str(self.folder / "addresses")}
+        bridge = {"type": "bridge", "bridge": f"pods{self._index}", "isDefaultGateway": True, "ipam": addresses}
+        (networks / "pods.conflist").write_text(json.dumps({"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge]}))
         (self.folder / "containerd.toml").write_text(f"""
 version = 2
 root = "{self.folder}/containerd"
-state = "{self.folder}/state"
-[grpc]
-  address = "{self.socket}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{self.folder}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "localhost/pause:1"
   restrict_oom_score_adj = true  # it may not be allowed to lower one
   [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
+    bin_dir = "{PROGRAMS}/usr/lib/cni"
     conf_dir = "{networks}"
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "overlayfs"
 """)
-        # Mounts of its own: a kubelet takes what it doesn't know in these folders for left behind.
-        mounts = "; ".join(f"mount -t tmpfs tmpfs {path}" for path in WRITTEN)
         containerd = ("containerd", "--config", self.folder / "containerd.toml")
-        self._mounts = self._cluster.start(f"{self.name}-containerd", "unshare", "--mount", "sh", "-ec", f'{mounts}; exec "$@"', "sh", *containerd)
-        eventually(f"{self.name}'s containerd", lambda: self.ctr("images", "list") is not None)
-
-    def cgroups(self):
-        """This node's, one in each hierarchy."""
-        return [hierarchy / f"nsa-metadata-{self.name}" for hierarchy in CGROUPS.iterdir() if (hierarchy / "cgroup.procs").exists()]
-
-    def remove_cgroups(self):
-        for top in self.cgroups():
-            for group, _, _ in os.walk(top, topdown=False):
-                os.rmdir(group)
-
-    def processes(self):
-        """Those of its containers."""
-        return {int(pid) for top in self.cgroups() for group, _, _ in os.walk(top) for pid in Path(group, "cgroup.procs").read_text().split()}
+        self._containerd = self._cluster.start(
+            f"{self.name}-containerd", "unshare", "--mount", "sh", "-ec", f'{self._mounts()}; exec "$@"', "sh", *containerd
+        )
+        self._cluster.started(f"{self.name}'s containerd", lambda: self._ctr("version"))
 
     def _start_kubelet(self):
-        self.remove_cgroups()  # of a run that was killed
-        for group in self.cgroups():
-            group.mkdir()
+        # v1 has a hierarchy for each controller, or for some together, which have links to it then.
+        for hierarchy in CGROUPS.iterdir():
+            if (hierarchy / "cgroup.procs").exists() and not hierarchy.is_symlink():
+                (hierarchy / f"nsa-metadata-{self.name}").mkdir(exist_ok=True)
         config = {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
@@ -138,8 +133,10 @@ state = "{self.folder}/state"
             "authorization": {"mode": "AlwaysAllow"},
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/nsa-metadata-{self.name}",
+            "protectKernelDefaults": True,
             "failSwapOn": False,
             "featureGates": {"EphemeralContainers": True},
+            # Whatever else is on this machine's disk.
             "evictionHard": {"memory.available": "1Mi"},
             "imageGCHighThresholdPercent": 100,
             "resolvConf": "",
@@ -151,17 +148,17 @@ state = "{self.folder}/state"
         (self.folder / "kubelet.json").write_text(json.dumps(config))
         self._cluster.start(
             f"{self.name}-kubelet",
-            *("nsenter", f"--target={self._mounts.pid}", "--mount"),
-            PROGRAMS / "kubelet",
+            *self._in_mounts("kubelet"),
             f"--config={self.folder}/kubelet.json",
             f"--kubeconfig={self._cluster.kubeconfig}",
-            f"--root-dir={self.folder}/kubelet",
             f"--cert-dir={self.folder}/certificates",
             f"--hostname-override={self.name}",
             f"--node-ip={self.address}",
+            # Of 1.20's spreading only nodes partake that have all of the labels it is by.
+            f"--node-labels=topology.kubernetes.io/zone=zone-{self._index}",
             "--container-runtime=remote",
-            f"--container-runtime-endpoint=unix://{self.socket}",
-            f"--image-service-endpoint=unix://{self.socket}",
+            f"--container-runtime-endpoint=unix://{CONTAINERD}",
+            f"--image-service-endpoint=unix://{CONTAINERD}",
         )
 
 
@@ -175,11 +172,26 @@ class Cluster:
         self._processes = {}
 
     def start(self, name, *command):
-        log = (self.folder / f"{name}.log").open("w")
-        environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
-        process = subprocess.Popen([str(part) for part in command], stdout=log, stderr=log, env=environment)
+        log = self.folder / f"{name}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen([str(part) for part in command], stdout=file, stderr=file)
         self._processes[name] = process
         return process
+
+    def started(self, what, condition):
+        """Waits for `condition`, as long as everything that was started goes on."""
+
+        def goes_on():
+            for name, process in self._processes.items():
+                if process.poll() is not None:
+                    end = (self.folder / f"{name}.log").read_text().splitlines()[-LOG_LINES:]
+                    raise RuntimeError(f"waiting for {what}: {name} ended with {process.returncode}\n" + "\n".join(end))
+            return condition()
+
+        try:
+            eventually(what, goes_on)
+        except Failed as error:
+            raise Failed(f"{error}\ntheir logs: {self.folder}/*.log") from error
 
     def __enter__(self):
         try:
@@ -190,7 +202,8 @@ class Cluster:
         return self
 
     def _start(self):
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         run("ip", "link", "set", "lo", "up")
         run("ip", "link", "add", "nodes", "type", "bridge")
@@ -202,28 +215,16 @@ class Cluster:
         self._start_control_plane()
         for node in self.nodes:
             node.start()
-        eventually("nodes that are ready", lambda: len(self.ready_nodes()) == len(NODES))
+        self.started("nodes that are ready", lambda: len(self._ready_nodes()) == len(NODES))
 
     def __exit__(self, *_):
-        # The kubelets first: they would start their containers again.
+        # Each before what it calls.
         for process in reversed(self._processes.values()):
             process.terminate()
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
                 process.kill()
-        for node in self.nodes:
-            eventually(f"the end of {node.name}'s containers", lambda node=node: not self._kill(node), STOP_S)
-            node.remove_cgroups()
-
-    @staticmethod
-    def _kill(node):
-        """What it killed."""
-        left = node.processes()
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        return left
 
     def _start_control_plane(self):
         folder = self.folder
@@ -243,7 +244,7 @@ class Cluster:
         self.start("etcd", "etcd", f"--data-dir={folder}/etcd", "--unsafe-no-fsync", "--logger=zap")
         self.start(
             "kube-apiserver",
-            PROGRAMS / "kube-apiserver",
+            "kube-apiserver",
             "--etcd-servers=http://127.0.0.1:2379",
             f"--advertise-address={address}",
             f"--cert-dir={folder}/apiserver",
@@ -256,26 +257,24 @@ class Cluster:
             "--kubelet-preferred-address-types=InternalIP",
             "--feature-gates=EphemeralContainers=true",
         )
-        eventually("the API server", lambda: self.kubectl("get", "--raw=/readyz") == "ok")
+        self.started("the API server", lambda: self._kubectl("get", "--raw=/readyz") == "ok")
         self.start(
             "kube-controller-manager",
-            PROGRAMS / "kube-controller-manager",
+            "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             f"--service-account-private-key-file={folder}/accounts.key",
             f"--cert-dir={folder}/controller-manager",
+            f"--flex-volume-plugin-dir={folder}/plugins",
             "--leader-elect=false",
         )
-        self.start("kube-scheduler", PROGRAMS / "kube-scheduler", f"--kubeconfig={self.kubeconfig}", f"--cert-dir={folder}/scheduler", "--leader-elect=false")
+        self.start("kube-scheduler", "kube-scheduler", f"--kubeconfig={self.kubeconfig}", f"--cert-dir={folder}/scheduler", "--leader-elect=false")
 
-    def kubectl(self, *words, timeout_s=90, program=PROGRAMS / "kubectl", **more):
-        return run(program, f"--kubeconfig={self.kubeconfig}", *words, timeout_s=timeout_s, **more).stdout
+    def _kubectl(self, *words):
+        return run(KUBECTL, f"--kubeconfig={self.kubeconfig}", *words)
 
-    def get(self, *words):
-        return json.loads(self.kubectl("get", "-o", "json", *words))
-
-    def ready_nodes(self):
+    def _ready_nodes(self):
         return [
             node["metadata"]["name"]
-            for node in self.get("nodes")["items"]
+            for node in json.loads(self._kubectl("get", "nodes", "--output=json"))["items"]
             if any(condition["type"] == "Ready" and condition["status"] == "True" for condition in node["status"]["conditions"])
         ]

@@ -1,20 +1,23 @@
 """The server's objects in a namespace of a cluster."""
 
 import base64
+import contextlib
 import json
 import os
 import re
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import yaml
 
 from adapted import adapted
-from cluster import eventually, run
+from cluster import Failed, eventually, run
 from manifests import Manifests, kubectl
 
 NAME = "nsa-metadata-server"
+KUBECTL_S = 90
 
 
 class Deployed:
@@ -32,13 +35,17 @@ class Deployed:
         return self
 
     def __exit__(self, *_):
+        # At once: a pod that never was ready would hold up a drain, by its budget.
+        self.kubectl("delete", "deployments,poddisruptionbudgets", "--all")
+        self.kubectl("delete", "pods", "--all", "--force", "--grace-period=0")
         self.kubectl("delete", "namespace", self.namespace, "--wait=false")
 
     # What is asked for
 
     def one(self, kind, name=NAME):
-        (found,) = (thing for thing in self.objects if thing["kind"] == kind and thing["metadata"]["name"].startswith(name))
-        return found
+        found = [thing for thing in self.objects if thing["kind"] == kind and thing["metadata"]["name"].startswith(name)]
+        assert len(found) == 1, f"{len(found)} objects of kind {kind} called {name}"
+        return found[0]
 
     @property
     def server(self):
@@ -63,11 +70,20 @@ class Deployed:
         return [str(part) for part in (program or kubectl(), f"--kubeconfig={self._cluster.kubeconfig}", f"--namespace={self.namespace}", *words)]
 
     def kubectl(self, *words, program=None, **more):
-        return run(*self.command(*words, program=program), timeout_s=90, **more).stdout
+        return run(*self.command(*words, program=program), timeout_s=KUBECTL_S, **more)
 
+    @contextlib.contextmanager
     def following(self, *words):
-        """A kubectl that goes on, whose output can be read."""
-        return subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        """The output of a kubectl that goes on, which ends with `with` if not before."""
+        with subprocess.Popen(self.command(*words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+            # Whoever reads is not kept for ever.
+            watchdog = threading.Timer(KUBECTL_S, process.kill)
+            watchdog.start()
+            try:
+                yield process.stdout
+            finally:
+                watchdog.cancel()
+                process.kill()
 
     def apply(self, objects):
         # 1.20 gives no description of its objects that today's kubectl could check them by.
@@ -75,7 +91,10 @@ class Deployed:
 
     def roll_out(self):
         self.apply(self.objects)
-        self.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=80s")
+        try:
+            self.kubectl("rollout", "status", f"deployment/{NAME}", "--timeout=80s")
+        except Failed as error:
+            raise Failed(f"{error}\n{self.kubectl('describe', 'pods')}") from error
 
     def put_certificate(self, authority):
         """A new pair of the authority's, as cert-manager writes it."""
@@ -95,7 +114,8 @@ class Deployed:
         return [pod["metadata"]["name"] for pod in self.pods() if any(status["ready"] for status in pod["status"].get("containerStatuses", []))]
 
     def two_ready(self):
-        return self.become("two ready servers", lambda: len(self.ready()) == 2 and self.ready())
+        """Their names."""
+        return self.become("two ready servers", lambda: len(names := self.ready()) == 2 and names)
 
     def pod(self, name):
         return json.loads(self.kubectl("get", "pod", name, "--output=json"))
@@ -108,17 +128,25 @@ class Deployed:
     def process(self, name):
         """The number of the pod's server on this machine."""
         uid = self.pod(name)["metadata"]["uid"]
-        servers = run("pgrep", "--full", f"^/usr/local/bin/{NAME}").stdout.split()
-        (found,) = (int(pid) for pid in servers if uid in Path(f"/proc/{pid}/cgroup").read_text())
-        return found
+        servers = [int(pid) for pid in run("pgrep", "--full", f"^/usr/local/bin/{NAME}").split()]
+        found = [pid for pid in servers if uid in self._cgroups(pid)]
+        assert len(found) == 1, f"pod {uid} has the servers {found} of {servers}"
+        return found[0]
+
+    @staticmethod
+    def _cgroups(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{pid}/cgroup").read_text()
+        return ""
 
     def kill(self, name):
         os.kill(self.process(name), signal.SIGKILL)
 
     def metric(self, name, series):
         text = self.kubectl("get", f"--raw=/api/v1/namespaces/{self.namespace}/pods/{name}:9464/proxy/metrics")
-        (value,) = re.findall(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
-        return float(value)
+        found = re.search(rf"^{re.escape(series)} (\S+)$", text, re.MULTILINE)
+        assert found, f"no {series} in\n{text}"
+        return float(found[1])
 
-    def become(self, what, true, timeout_s=90):
-        return eventually(f"{what} in {self.namespace}", true, timeout_s)
+    def become(self, what, condition, timeout_s=90):
+        return eventually(f"{what} in {self.namespace}", condition, timeout_s)

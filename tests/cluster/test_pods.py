@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from cluster import Failed
-from deployed import NAME
+from cluster import NODES, Failed
+from deployed import NAME, Deployed
 
 EXPAND = ["nsa-metadata", "expand", "--json", "--mode=causal", "--extend_seq_lens=2,3", "--seq_lens=10,5", "--nsa_index_topk=4"]
 EXPANDED = {"seqlens_expanded": [9, 10, 3, 4, 5], "nsa_cache_seqlens": [4, 4, 3, 4, 4]}
@@ -16,14 +16,19 @@ def expand(deployed, pod, *flags):
     return {name: said[name] for name in EXPANDED}
 
 
-def test_two_servers_are_ready_each_on_a_node_of_its_own(plain):
-    pods = plain.pods()
-    assert len(plain.ready()) == 2
-    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2, pods
+def test_servers_spread_over_the_nodes_though_one_is_half_full(cluster):
+    filler = {"name": "filler", "image": "busybox", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "1000"], "resources": {"requests": {"cpu": "1"}}}
+    deployed = Deployed(cluster, "spread")
+    deployed.apply([{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "filler"}, "spec": {"nodeName": NODES[0], "containers": [filler]}}])
+    deployed.become("a filler", lambda: deployed.ready() == ["filler"])
+    with deployed:
+        deployed.roll_out()
+        nodes = [pod["spec"]["nodeName"] for pod in deployed.pods() if pod["metadata"]["name"] != "filler"]
+        assert sorted(nodes) == sorted(NODES)
 
 
 def test_a_server_runs_as_nobody_in_particular_and_may_do_nothing_more(plain):
-    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{plain.process(plain.ready()[0])}/status").read_text().splitlines())
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{plain.process(plain.two_ready()[0])}/status").read_text().splitlines())
     assert status["Uid"].split() == ["10001"] * 4
     assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
     assert status["NoNewPrivs"] == "1"
@@ -32,28 +37,29 @@ def test_a_server_runs_as_nobody_in_particular_and_may_do_nothing_more(plain):
 
 
 def test_a_servers_root_is_read_only(plain):
-    mounts = [line.split() for line in Path(f"/proc/{plain.process(plain.ready()[0])}/mounts").read_text().splitlines()]
+    mounts = [line.split() for line in Path(f"/proc/{plain.process(plain.two_ready()[0])}/mounts").read_text().splitlines()]
     (options,) = (mount[3] for mount in mounts if mount[1] == "/")
     assert "ro" in options.split(","), options
 
 
 def test_a_pod_calls_the_other(plain):
-    one, other = plain.ready()
+    one, other = plain.two_ready()
     assert expand(plain, one, f"--target={plain.pod(other)['status']['podIP']}:50051") == EXPANDED
 
 
 def test_a_deleted_pod_drains_and_is_replaced(plain):
-    name = plain.ready()[0]
-    log = plain.following("logs", "--follow", name)
-    plain.kubectl("delete", "pod", name, "--wait=false")
-    said = log.communicate(timeout=60)[0]
-    assert [line for line in said.splitlines() if line.endswith(" signal 15")], said
-    assert [line for line in said.splitlines() if line.endswith(" drained")], said
-    assert name not in plain.two_ready()
+    name = plain.two_ready()[0]
+    with plain.following("logs", "--follow", name) as log:
+        assert " serving: " in log.readline()
+        plain.kubectl("delete", "pod", name, "--wait=false")
+        said = log.read().splitlines()
+    assert [line for line in said if line.endswith(" signal 15")], said
+    assert [line for line in said if line.endswith(" drained")], said
+    plain.two_ready()
 
 
 def test_a_changed_flag_rolls_the_pods(plain):
-    before = set(plain.ready())
+    before = set(plain.two_ready())
     plain.set_flag("max_queue_requests", "123")
     plain.roll_out()
     after = set(plain.two_ready())
