@@ -17,7 +17,8 @@ KUBECTL = PROGRAMS / "usr" / "bin" / "kubectl"
 IMAGES = BUILD / "images"
 NODES = ("node-a", "node-b")
 CGROUPS = Path("/sys/fs/cgroup")
-CONTAINERD = "/run/containerd/containerd.sock"
+# In a node's own /run; of a name that a containerd of the machine's doesn't have.
+CONTAINERD = "/run/nsa-metadata-containerd.sock"
 READY_S = 120
 STOP_S = 20
 LOG_LINES = 20
@@ -103,6 +104,8 @@ class Node:
         (self.folder / "containerd.toml").write_text(f"""
 version = 2
 root = "{self.folder}/containerd"
+[grpc]
+  address = "{CONTAINERD}"
 [plugins."io.containerd.internal.v1.opt"]
   path = "{self.folder}/opt"
 [plugins."io.containerd.grpc.v1.cri"]
