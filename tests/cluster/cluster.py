@@ -41,6 +41,7 @@ class Failed(AssertionError):
 
 
 def run(*command, timeout_s=60, **more):
+    """The output of a program that has to succeed."""
     command = [str(part) for part in command]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, **more)
     if done.returncode != 0:

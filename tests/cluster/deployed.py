@@ -21,9 +21,9 @@ KUBECTL_S = 90
 
 
 class Deployed:
-    """What overlays/cpu with components renders to, applied and rolled out from `with` on. `change` may change the objects before."""
+    """What overlays/cpu with components renders to, applied from `with` on; not yet rolled out. `change` is given this first, to change its objects."""
 
-    def __init__(self, cluster, namespace, *components, change=lambda objects: None):
+    def __init__(self, cluster, namespace, *components, change=lambda deployed: None):
         self._cluster = cluster
         self.namespace = namespace
         self.objects = adapted(Manifests.of("overlays/cpu", *components).objects)
