@@ -13,6 +13,7 @@
 #include <cuda_runtime.h>
 
 #include <cuda/atomic>
+#include <type_traits>
 
 #include "kernels/cuda/expand.cuh"
 #include "kernels/cuda/launch.h"
@@ -22,18 +23,22 @@ namespace nsa::metadata::kernels::cuda {
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-// The quads of a thread of a tile. Few tokens want many warps, many tokens less searching, of which nine outputs' stores
-// hide more (H200).
+// The quads of a thread of a tile. Few tokens want many warps; many want less searching, of which nine outputs' stores
+// hide more, until they are more than the card's warps take at once: those that come later search while others store
+// (H200).
 constexpr int kOneStep = 1;
 constexpr int kFewSteps = 2;
 constexpr int ManySteps(bool first_two) { return first_two ? 8 : 4; }
+constexpr int MostSteps(bool first_two) { return first_two ? 5 : 3; }
 // So many are as many blocks of one step as may each make the sums for itself.
 constexpr int32_t kSomeTokens = 264 * kThreads * kTokensAThread;
 constexpr int32_t kManyTokens = 2 << 20;
+constexpr int32_t kMostTokens = 8 << 20;
 
 __host__ __device__ constexpr int TileSteps(const BatchSize& size) {
   if (size.num_tokens < kSomeTokens) return kOneStep;
-  return size.num_tokens < kManyTokens ? kFewSteps : ManySteps(size.first_two);
+  if (size.num_tokens < kManyTokens) return kFewSteps;
+  return size.num_tokens < kMostTokens ? ManySteps(size.first_two) : MostSteps(size.first_two);
 }
 
 // The last sequence of the range that begins at or before t; its first one does.
@@ -89,45 +94,6 @@ __device__ __forceinline__ int32_t LanesLastNotAfter(const Batch<Before>& batch,
   return LastNotAfter(batch, {next, num_sequences}, t);
 }
 
-// 32 sequences that follow each other, or as many as there are, a lane of a warp each: read at once and once, where each
-// lane's own would be waited for at each of its steps.
-template <typename Before>
-class Window {
- public:
-  __device__ __forceinline__ Window(const Batch<Before>& batch, int32_t low)
-      : row_(batch, min(low + Lane(), batch.size.num_sequences - 1)), more_(low + kWarp < batch.size.num_sequences) {
-    if (low + Lane() >= batch.size.num_sequences) row_.first_token = INT32_MAX;
-  }
-
-  // The lane of the last sequence that begins at or before t, which rises from lane to lane and not from before the
-  // first sequence.
-  __device__ __forceinline__ int32_t Find(int32_t t) const { return LastLaneNotAfter(row_.first_token, t); }
-  // Whether sequences after the window may begin at or before the last lane's t too.
-  __device__ __forceinline__ bool Ends(int32_t found) const {
-    return more_ && __shfl_sync(~0u, found, kWarp - 1) == kWarp - 1;
-  }
-  __device__ __forceinline__ Row At(const Batch<Before>& batch, int32_t lane) const {
-    Row row = row_;
-    row.b = __shfl_sync(~0u, row.b, lane);
-    row.first_token = __shfl_sync(~0u, row.first_token, lane);
-    row.q = __shfl_sync(~0u, row.q, lane);
-    row.s = __shfl_sync(~0u, row.s, lane);
-    row.before.k = __shfl_sync(~0u, row.before.k, lane);
-    row.before.nsa = __shfl_sync(~0u, row.before.nsa, lane);
-    if (batch.arrays.request_of != nullptr) {
-      row.request = reinterpret_cast<const DeviceRequest*>(
-          __shfl_sync(~0u, reinterpret_cast<unsigned long long>(row.request), lane));
-    }
-    return row;
-  }
-
- private:
-  static __device__ __forceinline__ int32_t Lane() { return static_cast<int32_t>(threadIdx.x) % kWarp; }
-
-  Row row_;
-  bool more_;
-};
-
 template <bool kFirstTwo, typename Before>
 __device__ __forceinline__ void WriteTokenOf(const Batch<Before>& batch, int32_t b, int32_t t) {
   const Row row(batch, b);
@@ -182,16 +148,23 @@ struct Rows {
   }
 };
 
+// Values of tokens that follow each other in one request.
+struct Values {
+  uint32_t v[kTokensAThread];
+};
+
+// Arrays of some ten million bytes drive the lengths out of the card's cache, unless they are the first to be driven
+// out themselves: 5 to 8 % from 4 M tokens on (H200).
+enum class Store { kCached, kStreaming };
+
 // The values of four tokens that follow each other in one request, or of as many as there are.
 template <bool kFirstTwo>
 class Quad {
  public:
-  // Of t and those after it, all of `row`, whose last one may be the last of all.
-  __device__ __forceinline__ Quad(const Row& row, int32_t t)
-      : request_(row.request), index_(int64_t{t} - row.request->first_token) {
-    static_assert(kFirstTwo, "is_last_ is of other outputs");
-#pragma unroll
-    for (int32_t j = 0; j < kTokensAThread; ++j) Take(row, t + j - row.first_token, j);
+  // Of t and the three after it, of the request, whose seqlens_expanded these are.
+  __device__ __forceinline__ Quad(const DeviceRequest& request, int32_t t, const Values& expanded)
+      : request_(&request), index_(int64_t{t} - request.first_token), count_(kTokensAThread), expanded_(expanded) {
+    static_assert(kFirstTwo, "the other outputs do not follow from these");
   }
 
   // Of t and those after it, before `end`; `row` is the last sequence that begins at or before t. `next` is the one
@@ -203,19 +176,17 @@ class Quad {
 #pragma unroll
     for (int32_t j = 0; j < kTokensAThread; ++j) {
       int32_t i = t + j - row.first_token;
+      if (i >= row.q && has_next && next.first_token <= t + j) {
+        row = next;
+        has_next = false;
+        i = t + j - row.first_token;
+      }
       if (i >= row.q) {
-        if (has_next && next.first_token <= t + j) {
-          row = next;
-          has_next = false;
-          i = t + j - row.first_token;
-        }
-        if (i >= row.q) {
-          int32_t b = row.b;
-          while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t + j) ++b;
-          if (b != row.b) row = Row(batch, b);
-          has_next = false;
-          i = t + j - row.first_token;
-        }
+        int32_t b = row.b;
+        while (b + 1 < batch.size.num_sequences && batch.FirstTokenOf(b + 1) <= t + j) ++b;
+        if (b != row.b) row = Row(batch, b);
+        has_next = false;
+        i = t + j - row.first_token;
       }
       if (i >= row.q || t + j >= end) break;
       Take(row, i, j);
@@ -223,31 +194,28 @@ class Quad {
     if (t + count_ >= end) is_last_ = true;
   }
 
-  __device__ __forceinline__ void Write() const {
+  __device__ __forceinline__ void Write(Store store) const {
     const uint32_t k = request_->nsa_index_topk;
-    Put4(Output::kSeqlensExpanded, expanded_);
-    Put4(Output::kNsaCacheSeqlens,
+    Put4(store, Output::kSeqlensExpanded, expanded_);
+    Put4(store, Output::kNsaCacheSeqlens,
          {min(expanded_.v[0], k), min(expanded_.v[1], k), min(expanded_.v[2], k), min(expanded_.v[3], k)});
     if constexpr (!kFirstTwo) {
-      Put4(Output::kTokenToBatchIdx, sequence_);
-      Put4(Output::kPositions, position_);
-      Put4(Output::kKs, ks_);
-      Put4(Output::kKe, {ks_.v[0] + expanded_.v[0], ks_.v[1] + expanded_.v[1], ks_.v[2] + expanded_.v[2],
-                         ks_.v[3] + expanded_.v[3]});
+      Put4(store, Output::kTokenToBatchIdx, sequence_);
+      Put4(store, Output::kPositions, position_);
+      Put4(store, Output::kKs, ks_);
+      Put4(
+          store, Output::kKe,
+          {ks_.v[0] + expanded_.v[0], ks_.v[1] + expanded_.v[1], ks_.v[2] + expanded_.v[2], ks_.v[3] + expanded_.v[3]});
       if (count_ > 0 && OutputOf(*request_, Output::kNsaCuSeqlensK) != nullptr) {
         // The sums before each of the four: these begin at an index that four values can be stored at. The sum after
         // them is the next four's first, where the last one's sequence goes on.
-        Put4(Output::kNsaCuSeqlensK, nsa_before_);
+        Put4(store, Output::kNsaCuSeqlensK, nsa_before_);
         if (is_last_) Put(*request_, Output::kNsaCuSeqlensK, index_ + count_, nsa_after_);
       }
     }
   }
 
  private:
-  struct Values {
-    uint32_t v[kTokensAThread];
-  };
-
   __device__ __forceinline__ void Take(const Row& row, int32_t i, int32_t j) {
     expanded_.v[j] = row.Expanded(i);
     count_ = j + 1;
@@ -262,11 +230,17 @@ class Quad {
     }
   }
 
-  __device__ __forceinline__ void Put4(Output output, const Values& values) const {
+  __device__ __forceinline__ void Put4(Store store, Output output, const Values& values) const {
     int32_t* out = OutputOf(*request_, output);
     if (out == nullptr) return;
     if (count_ == kTokensAThread && reinterpret_cast<uintptr_t>(out) % sizeof values == 0) {
-      *reinterpret_cast<uint4*>(out + index_) = {values.v[0], values.v[1], values.v[2], values.v[3]};
+      auto* const to = reinterpret_cast<uint4*>(out + index_);
+      const uint4 all = {values.v[0], values.v[1], values.v[2], values.v[3]};
+      if (store == Store::kStreaming) {
+        __stcs(to, all);
+      } else {
+        *to = all;
+      }
       return;
     }
 #pragma unroll
@@ -287,12 +261,156 @@ class Quad {
   uint32_t nsa_after_ = 0;
 };
 
+template <bool kFirstTwo, typename Before>
+__device__ __forceinline__ void WriteQuad(const Batch<Before>& batch, const Row& row, int32_t t, Store store) {
+  const int32_t end = batch.size.num_tokens;
+  if (t < end) Quad<kFirstTwo>(batch, row, row, /*has_next=*/false, t, end).Write(store);
+}
+
+// 32 sequences that follow each other, or as many as there are, a lane of a warp each: read at once and once, where
+// each lane's own would be waited for at each of its steps. No t that is asked for is from before the first.
+class Window {
+ public:
+  // `row` is this lane's, any where it has none.
+  template <typename Before>
+  __device__ __forceinline__ Window(const Batch<Before>& batch, int32_t low, const Row& row)
+      : more_(low + kWarp < batch.size.num_sequences),
+        first_token_(low + Lane() < batch.size.num_sequences ? row.first_token : INT32_MAX) {}
+
+  // The lane of the last sequence that begins at or before t, which rises from lane to lane.
+  __device__ __forceinline__ int32_t Find(int32_t t) const { return LastLaneNotAfter(first_token_, t); }
+  // Whether sequences after the window may begin at or before the last lane's t too.
+  __device__ __forceinline__ bool Ends(int32_t found) const {
+    return more_ && __shfl_sync(~0u, found, kWarp - 1) == kWarp - 1;
+  }
+
+ protected:
+  static __device__ __forceinline__ int32_t Lane() { return static_cast<int32_t>(threadIdx.x) % kWarp; }
+  template <typename Before>
+  static __device__ __forceinline__ int32_t SequenceOf(const Batch<Before>& batch, int32_t low) {
+    return min(low + Lane(), batch.size.num_sequences - 1);
+  }
+  static __device__ __forceinline__ const DeviceRequest* Shuffled(const DeviceRequest* request, int32_t lane) {
+    return reinterpret_cast<const DeviceRequest*>(
+        __shfl_sync(~0u, reinterpret_cast<unsigned long long>(request), lane));
+  }
+
+  bool more_;
+  int32_t first_token_;
+};
+
+// All that is known of each sequence.
+template <typename Before>
+class RowWindow : public Window {
+ public:
+  __device__ __forceinline__ RowWindow(const Batch<Before>& batch, int32_t low)
+      : RowWindow(batch, low, Row(batch, SequenceOf(batch, low))) {}
+
+  // Writes t and the three after it, which begin in the sequence of lane `found`. Where two sequences meet the second
+  // is not loaded either, of the first two outputs: of all of them the rows to be kept for that cost more warps than it
+  // saves (H200).
+  template <bool kFirstTwo>
+  __device__ __forceinline__ void Write(const Batch<Before>& batch, int32_t /*low*/, int32_t found, int32_t t,
+                                        Store store) const {
+    const int32_t end = batch.size.num_tokens;
+    const Row row = At(batch, found);
+    if constexpr (kFirstTwo) {
+      const int32_t i = t - row.first_token;
+      if (__all_sync(~0u, min(row.q - i, end - t) >= kTokensAThread)) {
+        Values expanded;
+#pragma unroll
+        for (int32_t j = 0; j < kTokensAThread; ++j) expanded.v[j] = row.Expanded(i + j);
+        return Quad<kFirstTwo>(*row.request, t, expanded).Write(store);
+      }
+      const Row next = At(batch, (found + 1) % kWarp);
+      if (t < end) Quad<kFirstTwo>(batch, row, next, found + 1 < kWarp, t, end).Write(store);
+    } else {
+      WriteQuad<kFirstTwo>(batch, row, t, store);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ RowWindow(const Batch<Before>& batch, int32_t low, const Row& row)
+      : Window(batch, low, row), row_(row) {}
+
+  __device__ __forceinline__ Row At(const Batch<Before>& batch, int32_t lane) const {
+    Row row = row_;
+    row.b = __shfl_sync(~0u, row.b, lane);
+    row.first_token = __shfl_sync(~0u, row.first_token, lane);
+    row.q = __shfl_sync(~0u, row.q, lane);
+    row.s = __shfl_sync(~0u, row.s, lane);
+    row.before.k = __shfl_sync(~0u, row.before.k, lane);
+    row.before.nsa = __shfl_sync(~0u, row.before.nsa, lane);
+    if (batch.arrays.request_of != nullptr) row.request = Shuffled(row.request, lane);
+    return row;
+  }
+
+  Row row_;
+};
+
+// What seqlens_expanded follows from alone: in one sequence it is a line over the numbers of the tokens, cut at 0. Four
+// tokens of one sequence, or of two, are then a choice between two lines and no branch; of short sequences most of a
+// warp's steps have such (H200).
+template <typename Before>
+class LineWindow : public Window {
+ public:
+  __device__ __forceinline__ LineWindow(const Batch<Before>& batch, int32_t low)
+      : LineWindow(batch, low, Row(batch, SequenceOf(batch, low))) {}
+
+  // As RowWindow's.
+  template <bool kFirstTwo>
+  __device__ __forceinline__ void Write(const Batch<Before>& batch, int32_t low, int32_t found, int32_t t,
+                                        Store store) const {
+    static_assert(kFirstTwo, "the other outputs do not follow from lines");
+    const int32_t next = min(found + 1, kWarp - 1);
+    const int32_t until = __shfl_sync(~0u, until_, found);
+    const uint32_t at_zero = __shfl_sync(~0u, at_zero_, found);
+    const uint32_t next_at_zero = __shfl_sync(~0u, at_zero_, next);
+    const int32_t next_first_token = __shfl_sync(~0u, first_token_, next);
+    const DeviceRequest* request = batch.arrays.requests;
+    if (batch.arrays.request_of != nullptr) request = Shuffled(request_, found);
+    if (until - t < kTokensAThread) {
+      if (t < batch.size.num_tokens) WriteQuad<kFirstTwo>(batch, Row(batch, low + found), t, store);
+      return;
+    }
+    const bool rises = request->mode == SequenceMode::kCausal;
+    Values expanded;
+#pragma unroll
+    for (int32_t j = 0; j < kTokensAThread; ++j) {
+      const uint32_t line = (t + j < next_first_token ? at_zero : next_at_zero) + (rises ? t + j : 0);
+      expanded.v[j] = max(static_cast<int32_t>(line), 0);
+    }
+    Quad<kFirstTwo>(*request, t, expanded).Write(store);
+  }
+
+ private:
+  __device__ __forceinline__ LineWindow(const Batch<Before>& batch, int32_t low, const Row& row)
+      : Window(batch, low, row),
+        request_(row.request),
+        at_zero_(row.request->mode == SequenceMode::kCausal ? uint32_t(row.s) - row.q + 1 - row.first_token : row.s) {
+    // Neither is more than INT32_MAX.
+    const uint32_t all = static_cast<uint32_t>(row.first_token) + static_cast<uint32_t>(row.q);
+    const auto end = static_cast<int32_t>(min(all, static_cast<uint32_t>(batch.size.num_tokens)));
+    const int32_t next_end = __shfl_down_sync(~0u, end, 1);
+    bool goes_on = __shfl_down_sync(~0u, first_token_, 1) == end && Lane() + 1 < kWarp;
+    if (batch.arrays.request_of != nullptr) goes_on = Shuffled(request_, (Lane() + 1) % kWarp) == request_ && goes_on;
+    until_ = goes_on ? next_end : end;
+  }
+
+  const DeviceRequest* request_;
+  uint32_t at_zero_;  // where the line meets token 0
+  int32_t until_;     // the end of this sequence, or of the next where that begins there in the same request
+};
+
 struct Tile {
   static constexpr Kernel kKernel = Kernel::kTile;
   template <bool kFirstTwo, typename Before>
   static __device__ __forceinline__ void Write(const Batch<Before>& batch) {
     constexpr int kManySteps = ManySteps(kFirstTwo);
+    constexpr int kMostSteps = MostSteps(kFirstTwo);
     switch (TileSteps(batch.size)) {
+      case kMostSteps:
+        return WriteSteps<kFirstTwo, kMostSteps>(batch);
       case kManySteps:
         return WriteSteps<kFirstTwo, kManySteps>(batch);
       case kFewSteps:
@@ -305,7 +423,10 @@ struct Tile {
  private:
   template <bool kFirstTwo, int kSteps, typename Before>
   static __device__ __forceinline__ void WriteSteps(const Batch<Before>& batch) {
+    // What lines are made of takes longer than they spare in few steps (H200).
+    using Sequences = std::conditional_t<kFirstTwo && (kSteps > kFewSteps), LineWindow<Before>, RowWindow<Before>>;
     constexpr int32_t kStepTokens = kWarp * kTokensAThread;
+    constexpr Store kStore = kSteps > kFewSteps ? Store::kStreaming : Store::kCached;
     const int32_t num_sequences = batch.size.num_sequences;
     const int32_t lane = threadIdx.x % kWarp;
     const int64_t begin = (int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp) * kSteps * kStepTokens;
@@ -313,47 +434,25 @@ struct Tile {
     if (begin >= end || num_sequences == 0) return;
     const auto first_token = static_cast<int32_t>(begin);
     int32_t low = num_sequences <= kWarp ? 0 : WarpLastNotAfter<kWarp>(batch, batch.RangeOf(first_token), first_token);
-    Window<Before> window(batch, low);
+    Sequences window(batch, low);
     for (int32_t step = 0; step < kSteps; ++step) {
       const auto t = static_cast<int32_t>(Min(begin + step * kStepTokens + lane * kTokensAThread, end));
       int32_t found = window.Find(t);
       if (window.Ends(found)) {
         low += __shfl_sync(~0u, found, 0);
-        window = Window<Before>(batch, low);
+        window = Sequences(batch, low);
         found = window.Find(t);
       }
       if (window.Ends(found)) {
         // Of sequences so short no window holds a step's.
         const int32_t b = LanesLastNotAfter(batch, low, t);
-        if (t < end) WriteQuad<kFirstTwo>(batch, Row(batch, b), t);
+        WriteQuad<kFirstTwo>(batch, Row(batch, b), t, kStore);
         low = __shfl_sync(~0u, b, kWarp - 1);
-        window = Window<Before>(batch, low);
+        window = Sequences(batch, low);
         continue;
       }
-      WriteQuads<kFirstTwo>(batch, window, found, t);
+      window.template Write<kFirstTwo>(batch, low, found, t, kStore);
     }
-  }
-
-  // Where two sequences meet the second is not loaded either, of the first two outputs: of all of them the rows to be
-  // kept for that cost more warps than it saves (H200).
-  template <bool kFirstTwo, typename Before>
-  static __device__ __forceinline__ void WriteQuads(const Batch<Before>& batch, const Window<Before>& window,
-                                                    int32_t found, int32_t t) {
-    const int32_t end = batch.size.num_tokens;
-    const Row row = window.At(batch, found);
-    if constexpr (kFirstTwo) {
-      const int32_t left = min(row.q - (t - row.first_token), end - t);
-      if (__all_sync(~0u, left >= kTokensAThread)) return Quad<kFirstTwo>(row, t).Write();
-      const Row next = window.At(batch, (found + 1) % kWarp);
-      if (t < end) Quad<kFirstTwo>(batch, row, next, found + 1 < kWarp, t, end).Write();
-    } else if (t < end) {
-      WriteQuad<kFirstTwo>(batch, row, t);
-    }
-  }
-
-  template <bool kFirstTwo, typename Before>
-  static __device__ __forceinline__ void WriteQuad(const Batch<Before>& batch, const Row& row, int32_t t) {
-    Quad<kFirstTwo>(batch, row, row, /*has_next=*/false, t, batch.size.num_tokens).Write();
   }
 };
 

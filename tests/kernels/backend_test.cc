@@ -151,6 +151,23 @@ TEST_P(BackendTest, AgreesWithTheReferenceOnManyTokens) {
         ASSERT_TRUE(expander_->Alone(request) == testing::ReferenceArrays(request)) << num_sequences << " sequences";
       }
     }
+    const TestRequest lopsided = testing::LopsidedSequences(random, outputs);
+    ASSERT_TRUE(expander_->Alone(lopsided) == testing::ReferenceArrays(lopsided));
+  }
+}
+
+// So many that not all of the card's warps have theirs at once.
+TEST_P(BackendTest, AgreesWithTheReferenceOnMoreTokensThanACardTakesAtOnce) {
+  std::mt19937_64 random(21);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens},
+                                  OutputSet{Output::kSeqlensExpanded, Output::kNsaCuSeqlensK}}) {
+    std::vector<TestRequest> requests;
+    std::vector<Arrays> want;
+    for (int r = 0; r < 3; ++r) {
+      requests.push_back(testing::MixedSequences(random, 2'900'000, outputs));
+      want.push_back(testing::ReferenceArrays(requests.back()));
+    }
+    ASSERT_TRUE(expander_->Together(requests) == want);
   }
 }
 

@@ -68,7 +68,8 @@ TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernel
     const Kind& kind = kKinds[Draw(random, 0, std::size(kKinds) - 1)];
     for (int64_t left = Draw(random, 1, kind.most_in_a_run); left > 0; --left) {
       request.extend_seq_lens.push_back(Draw(random, kind.shortest, kind.longest));
-      request.seq_lens.push_back(request.extend_seq_lens.back() + Draw(random, 0, 9));
+      const int32_t q = request.extend_seq_lens.back();
+      request.seq_lens.push_back(Draw(random, 0, 3) == 0 ? Draw(random, 0, q) : q + Draw(random, 0, 9));
       tokens += request.extend_seq_lens.back();
     }
   }
@@ -82,6 +83,18 @@ TestRequest SequencesOf(std::mt19937_64& random, size_t num_sequences, int64_t m
   for (size_t b = 0; b < num_sequences; ++b) {
     request.extend_seq_lens.push_back(Draw(random, 0, 2 * mean));
     request.seq_lens.push_back(Draw(random, 0, 100));
+  }
+  return request;
+}
+
+TestRequest LopsidedSequences(std::mt19937_64& random, kernels::OutputSet outputs) {
+  TestRequest request{.spec = {.nsa_index_topk = 64, .mode = kernels::SequenceMode::kCausal, .outputs = outputs},
+                      .extend_seq_lens = {},
+                      .seq_lens = {}};
+  for (size_t b = 0; b < 41'000; ++b) {
+    const bool is_long = b >= 20'000 && b < 21'000;
+    request.extend_seq_lens.push_back(is_long ? Draw(random, 1, 4'600) : Draw(random, 0, 3));
+    request.seq_lens.push_back(Draw(random, 0, 9'000));
   }
   return request;
 }

@@ -31,11 +31,15 @@ TestRequest RandomRequest(std::mt19937_64& random, int64_t max_sequences = 64);
 TestRequest ShortSequences(std::mt19937_64& random, size_t num_sequences, kernels::OutputSet outputs);
 
 // A valid causal request of at least `least_tokens` tokens: runs of sequences without tokens, of a few, of some ten,
-// some hundred and some thousand.
+// some hundred and some thousand, a part of them shorter than their extension.
 TestRequest MixedSequences(std::mt19937_64& random, int64_t least_tokens, kernels::OutputSet outputs);
 
 // A valid request of so many sequences of 0 to 2 * `mean` tokens.
 TestRequest SequencesOf(std::mt19937_64& random, size_t num_sequences, int64_t mean, kernels::OutputSet outputs);
+
+// A valid causal request of 41,000 sequences and two million tokens, nearly all of which are of a thousand sequences in
+// the middle.
+TestRequest LopsidedSequences(std::mt19937_64& random, kernels::OutputSet outputs);
 
 // A value that no test's answer holds.
 inline constexpr int32_t kMarker = -0x5a5a5a5b;

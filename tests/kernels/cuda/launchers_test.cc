@@ -147,6 +147,16 @@ class LaunchersTest : public DeviceTest, public ::testing::WithParamInterface<La
     ASSERT_EQ(got, want) << what;
   }
 
+  // The same without a message of millions of values.
+  void ExpectEqualToReferenceAtLength(const TestRequest& request) {
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(request, request.total_tokens(), &got, &total_tokens);
+    ASSERT_TRUE(got == testing::ReferenceArrays(request))
+        << request.seq_lens.size() << " sequences of " << request.total_tokens() << " tokens";
+    EXPECT_EQ(total_tokens, request.total_tokens());
+  }
+
   // Where in its memory each array begins, in values: past 0 none is aligned for a wide store.
   int64_t begin_ = 0;
   FillWorkspace workspace_;
@@ -205,13 +215,17 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnManyTokens) {
       }
     }
     for (const TestRequest& request : requests) {
-      Arrays got;
-      int64_t total_tokens = -1;
-      Run(request, request.total_tokens(), &got, &total_tokens);
-      // Millions of values are no message.
-      ASSERT_TRUE(got == testing::ReferenceArrays(request)) << request.seq_lens.size() << " sequences";
-      EXPECT_EQ(total_tokens, request.total_tokens());
+      ExpectEqualToReferenceAtLength(request);
     }
+  }
+}
+
+// So many that not all of the card's warps have theirs at once.
+TEST_P(LaunchersTest, AgreeWithTheReferenceOnMoreTokensThanACardTakesAtOnce) {
+  std::mt19937_64 random(15);
+  for (const OutputSet outputs : {OutputSet{Output::kSeqlensExpanded, Output::kNsaCacheSeqlens},
+                                  OutputSet{Output::kSeqlensExpanded, Output::kNsaCuSeqlensK}}) {
+    ExpectEqualToReferenceAtLength(testing::MixedSequences(random, 8'600'000, outputs));
   }
 }
 
