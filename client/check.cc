@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <numeric>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -34,6 +35,7 @@ const std::vector<std::string_view> kCausalNames = {
 const std::vector<std::string_view> kRepeatNames = {"kv_lens_expanded"};
 // The one that builds nothing but where tokens are.
 constexpr char kFlashInfer[] = "flashinfer-batch-indices-positions";
+constexpr char kTargetVerify[] = "sglang-target-verify";
 // What is compared is built, several times over.
 constexpr int64_t kMostTokens = int64_t{1} << 26;
 
@@ -63,11 +65,20 @@ Names NamesOf(v1::Output output) {
   }
 }
 
-const Dump::value_type* Find(const Dump& dump, const Names& names) {
+absl::Status Wrong(const std::string& what) { return absl::InvalidArgumentError(what); }
+
+using Named = std::pair<const std::string, Array>;
+
+const Named* Find(const Dump& dump, const Names& names) {
   for (const char* name : names) {
-    if (const auto found = dump.find(name); found != dump.end()) return &*found;
+    if (const auto found = dump.arrays.find(name); found != dump.arrays.end()) return &*found;
   }
   return nullptr;
+}
+
+// "seq_lens (or kv_lens, cache_seqlens)".
+std::string AnyOf(const Names& names) {
+  return absl::StrCat(names.front(), " (or ", absl::StrJoin(names.begin() + 1, names.end(), ", "), ")");
 }
 
 std::optional<int32_t> Number(const Dump& dump, const Names& names, std::optional<int32_t> instead) {
@@ -93,6 +104,18 @@ struct Candidate {
     return {values.begin(), values.end()};
   }
 };
+
+// SGLang's cu_seqlens_q in target_verify and draft_extend: each token is a query of its own, so that it is 0 to
+// total_tokens, and no running sum of the sequences.
+bool IsOneAToken(const Given& given, const Candidate& candidate) {
+  if (given.name != "cu_seqlens_q" || candidate.lengths.mode != v1::SEQUENCE_MODE_CAUSAL) return false;
+  const Array& got = *given.values;
+  if (static_cast<int64_t>(got.size()) != static_cast<int64_t>(candidate.response.total_tokens()) + 1) return false;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (static_cast<size_t>(got[i]) != i) return false;
+  }
+  return true;
+}
 
 size_t FirstDifference(const Array& got, const Array& want) {
   return static_cast<size_t>(std::ranges::mismatch(got, want).in1 - got.begin());
@@ -205,19 +228,70 @@ bool AllAre(const Array& values, int32_t value) {
   return !values.empty() && std::ranges::all_of(values, [&](int32_t one) { return one == value; });
 }
 
-// The dump's extend_seq_lens, by itself or by its running sums; nothing where it has neither.
-absl::StatusOr<std::optional<Array>> ExtendSeqLensOf(const Dump& dump, size_t num_sequences) {
-  if (const auto* found = Find(dump, kExtendSeqLens)) {
-    if (found->second.size() == num_sequences) return found->second;
-    return absl::InvalidArgumentError(
-        absl::StrCat("seq_lens has ", num_sequences, " values, ", found->first, " has ", found->second.size()));
+enum class Kind : uint8_t { kLengths, kSums };
+
+// Refuses a value that is less than 0 or, among sums, than the one before it.
+absl::Status CheckLeast(const Named& array, Kind kind) {
+  int32_t least = 0;
+  for (size_t i = 0; i < array.second.size(); ++i) {
+    const int32_t value = array.second[i];
+    if (value < least) return Wrong(absl::StrCat(array.first, "[", i, "] is ", value, ", must be ", least, " or more"));
+    if (kind == Kind::kSums) least = value;
   }
-  const auto* sums = Find(dump, kSums);
-  if (sums == nullptr || sums->second.size() != num_sequences + 1) return std::nullopt;
-  return FlashInferBatchIndicesPositions(sums->second, {}).extend_seq_lens;
+  return absl::OkStatus();
 }
 
-// Whether no length is negative and the tokens are few enough to be built.
+absl::Status CheckTokens(const std::string& what, int64_t tokens) {
+  if (tokens <= kMostTokens) return absl::OkStatus();
+  return Wrong(absl::StrCat(what, " comes to ", tokens, " tokens, must be at most ", kMostTokens));
+}
+
+// The dump's extend_seq_lens, by itself or by its running sums; nothing where it has neither.
+absl::StatusOr<std::optional<Array>> ExtendSeqLensOf(const Dump& dump, const Named& s, bool has_drafts) {
+  const size_t num_sequences = s.second.size();
+  const Named* found = Find(dump, kExtendSeqLens);
+  const Kind kind = found != nullptr ? Kind::kLengths : Kind::kSums;
+  if (found == nullptr) {
+    found = Find(dump, kSums);
+    if (found == nullptr || found->second.size() != num_sequences + 1) return std::nullopt;
+  } else if (found->second.size() != num_sequences) {
+    return Wrong(
+        absl::StrCat(s.first, " has ", num_sequences, " values, ", found->first, " has ", found->second.size()));
+  }
+  if (absl::Status status = CheckLeast(*found, kind); !status.ok()) {
+    // With the drafts' number it is needed for no lengths, and compared itself.
+    if (has_drafts && found->first == "cu_seqlens_q") return std::nullopt;
+    return status;
+  }
+  Array q = found->second;
+  if (kind == Kind::kSums) q = FlashInferBatchIndicesPositions(found->second, {}).extend_seq_lens;
+  const int64_t tokens = std::accumulate(q.begin(), q.end(), int64_t{0});
+  if (absl::Status status = CheckTokens(found->first, tokens); !status.ok()) return status;
+  return q;
+}
+
+// A number of drafts for each sequence, in the dump or given; nothing where it is neither.
+absl::StatusOr<std::optional<int32_t>> DraftsOf(const Dump& dump, const Names& names, std::optional<int32_t> instead,
+                                                size_t num_sequences) {
+  const std::optional<int32_t> drafts = Number(dump, names, instead);
+  if (!drafts) return std::nullopt;
+  const Named* const found = Find(dump, names);
+  const std::string name = found != nullptr ? found->first : names.front();
+  if (*drafts < 0) return Wrong(absl::StrCat(name, " is ", *drafts, ", must be 0 or more"));
+  const std::string what = absl::StrCat(name, " ", *drafts, " for ", num_sequences, " sequences");
+  if (absl::Status status = CheckTokens(what, *drafts * static_cast<int64_t>(num_sequences)); !status.ok()) {
+    return status;
+  }
+  return drafts;
+}
+
+// target_verify's lengths. SGLang's cache_seqlens_int32 has the drafts in it already.
+PresetLengths TargetVerify(const Named& s, int32_t drafts) {
+  if (s.first != "cache_seqlens_int32") return SglangTargetVerify(s.second, drafts);
+  return SglangExtend(Array(s.second.size(), drafts), s.second);
+}
+
+// Whether no length is negative, as one that passes int32, and the tokens are few enough to be built.
 bool CanBeBuilt(const PresetLengths& lengths) {
   int64_t tokens = 0;
   for (int32_t length : lengths.extend_seq_lens) {
@@ -229,12 +303,21 @@ bool CanBeBuilt(const PresetLengths& lengths) {
 
 absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const CheckOptions& options) {
   const auto* s = Find(dump, kSeqLens);
-  if (s == nullptr) return absl::InvalidArgumentError("there is no array seq_lens");
-  const absl::StatusOr<std::optional<Array>> given = ExtendSeqLensOf(dump, s->second.size());
+  if (s == nullptr) return Wrong(absl::StrCat("there is no array ", AnyOf(kSeqLens)));
+  if (absl::Status status = CheckLeast(*s, Kind::kLengths); !status.ok()) return status;
+  const size_t num_sequences = s->second.size();
+  // A decoded token for each is the least that is built.
+  if (absl::Status status = CheckTokens(s->first, static_cast<int64_t>(num_sequences)); !status.ok()) return status;
+  const auto checked_drafts = DraftsOf(dump, kDraftTokens, options.num_draft_tokens, num_sequences);
+  if (!checked_drafts.ok()) return checked_drafts.status();
+  const std::optional<int32_t>& drafts = *checked_drafts;
+  const absl::StatusOr<std::optional<Array>> given = ExtendSeqLensOf(dump, *s, drafts.has_value());
   if (!given.ok()) return given.status();
   const std::optional<Array>& q = *given;
-  const std::optional<int32_t> drafts = Number(dump, kDraftTokens, options.num_draft_tokens);
-  const std::optional<int32_t> most_drafts = Number(dump, kMaxDraftTokens, drafts);
+  if (options.preset == kTargetVerify && !drafts && (!q || AllAre(*q, 1))) {
+    return Wrong(absl::StrCat("preset ", kTargetVerify, " needs ", AnyOf(kDraftTokens),
+                              ", which is neither there nor given by --num_draft_tokens"));
+  }
   std::vector<Candidate> candidates;
   if (!q || AllAre(*q, 1)) candidates.push_back({{"sglang-decode"}, SglangDecode(s->second)});
   if (q) {
@@ -244,17 +327,17 @@ absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const Chec
     const bool even = !q->empty() && AllAre(*q, q->front());
     candidates.push_back({{even ? "tensorrt-llm-kv-lens-expanded" : "repeat"}, std::move(repeat), even});
     if (even && q->front() > 1 && !drafts) {
-      candidates.push_back({{"sglang-target-verify"}, SglangTargetVerify(s->second, q->front())});
+      candidates.push_back({{kTargetVerify}, TargetVerify(*s, q->front())});
     }
-  } else if (most_drafts) {
-    candidates.push_back({{"tensorrt-llm-kv-lens-expanded"}, TensorRtLlmKvLensExpanded(s->second, *most_drafts)});
+  } else {
+    const auto most_drafts = DraftsOf(dump, kMaxDraftTokens, drafts, num_sequences);
+    if (!most_drafts.ok()) return most_drafts.status();
+    if (*most_drafts) {
+      candidates.push_back({{"tensorrt-llm-kv-lens-expanded"}, TensorRtLlmKvLensExpanded(s->second, **most_drafts)});
+    }
   }
-  if (drafts) candidates.push_back({{"sglang-target-verify"}, SglangTargetVerify(s->second, *drafts)});
+  if (drafts) candidates.push_back({{kTargetVerify}, TargetVerify(*s, *drafts)});
   std::erase_if(candidates, [](const Candidate& candidate) { return !CanBeBuilt(candidate.lengths); });
-  if (candidates.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("a length is less than 0, or they come to more than ", kMostTokens, " tokens"));
-  }
   return candidates;
 }
 
@@ -273,9 +356,8 @@ absl::Status Restrict(const std::vector<Given>& arrays, const std::optional<std:
   }
   if (!preset) {
     if (std::ranges::any_of(candidates, &Candidate::may_match)) return absl::OkStatus();
-    return absl::InvalidArgumentError(
-        "no preset of the mode that the arrays' names say has such lengths: extend_seq_lens or num_draft_tokens is "
-        "missing");
+    return Wrong(absl::StrCat("no preset of the mode that the arrays' names say has such lengths: ",
+                              AnyOf(kExtendSeqLens), " or ", AnyOf(kDraftTokens), " is missing"));
   }
   std::set<std::string> fitting;
   bool fits = false;
@@ -286,8 +368,17 @@ absl::Status Restrict(const std::vector<Given>& arrays, const std::optional<std:
     fitting.insert(candidate.presets.begin(), candidate.presets.end());
   }
   if (fits) return absl::OkStatus();
-  return absl::InvalidArgumentError(
+  return Wrong(
       absl::StrCat("the dump's lengths are none of preset ", *preset, ", but of ", absl::StrJoin(fitting, ", ")));
+}
+
+// Whether `array`, which is bounded by it, can be built with the top-k there is.
+absl::Status CheckTopK(const Dump& dump, const std::string& array, std::optional<int32_t> top_k) {
+  if (!top_k) return Wrong(absl::StrCat(array, " needs ", AnyOf(kTopK), ", which is neither there nor given"));
+  if (*top_k >= 1) return absl::OkStatus();
+  const Named* const found = Find(dump, kTopK);
+  return Wrong(absl::StrCat(found != nullptr ? found->first : kTopK.front(), " is ", *top_k, ", and ", array,
+                            " needs at least 1"));
 }
 
 // All of an output's, under whatever name: one may be right, and another wrong.
@@ -295,7 +386,7 @@ absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
   std::vector<Given> arrays;
   for (const OutputField& field : AllOutputs()) {
     for (const char* name : NamesOf(field.output)) {
-      if (const auto found = dump.find(name); found != dump.end()) {
+      if (const auto found = dump.arrays.find(name); found != dump.arrays.end()) {
         arrays.push_back({found->first, &field, &found->second});
       }
     }
@@ -303,7 +394,7 @@ absl::StatusOr<std::vector<Given>> ArraysOf(const Dump& dump) {
   if (!arrays.empty()) return arrays;
   std::vector<std::string> names;
   for (const OutputField& field : AllOutputs()) names.emplace_back(field.name);
-  return absl::InvalidArgumentError(absl::StrCat("there is no array to check, as ", absl::StrJoin(names, ", ")));
+  return Wrong(absl::StrCat("there is no array to check, as ", absl::StrJoin(names, ", ")));
 }
 
 std::vector<std::string> NotLookedAt(const Dump& dump, const std::vector<Given>& arrays) {
@@ -325,18 +416,35 @@ std::vector<std::string> NotLookedAt(const Dump& dump, const std::vector<Given>&
   look(kTopK, is_number);
   look(kDraftTokens, is_number);
   if (!has_lengths) look(kMaxDraftTokens, is_number);
-  std::vector<std::string> rest;
-  for (const auto& [name, values] : dump) {
-    if (!looked_at.contains(name)) rest.push_back(name);
+  std::set<std::string> rest;
+  for (const auto& [name, values] : dump.arrays) {
+    if (!looked_at.contains(name)) rest.insert(name);
   }
-  return rest;
+  for (const auto& [name, what] : dump.skipped) rest.insert(name);
+  return {rest.begin(), rest.end()};
+}
+
+// Refuses a name that is known where there is nothing to compare, or to compare with, under it.
+absl::Status CheckSkipped(const Dump& dump) {
+  std::set<std::string> known;
+  for (const Names* names : {&kExtendSeqLens, &kSums, &kSeqLens, &kTopK, &kDraftTokens, &kMaxDraftTokens}) {
+    known.insert(names->begin(), names->end());
+  }
+  for (const OutputField& field : AllOutputs()) {
+    const Names names = NamesOf(field.output);
+    known.insert(names.begin(), names.end());
+  }
+  for (const auto& [name, what] : dump.skipped) {
+    if (known.contains(name)) return Wrong(absl::StrCat(name, " has ", what));
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace
 
 const std::vector<std::string>& PresetNames() {
   static const auto& names = *new std::vector<std::string>{
-      "sglang-decode",      "sglang-extend", "sglang-draft-extend",           "sglang-target-verify",
+      "sglang-decode",      "sglang-extend", "sglang-draft-extend",           kTargetVerify,
       "vllm-ragged-decode", kFlashInfer,     "tensorrt-llm-kv-lens-expanded", "repeat"};
   return names;
 }
@@ -352,6 +460,7 @@ std::vector<std::string> KnownNames() {
 }
 
 absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options) {
+  if (absl::Status status = CheckSkipped(dump); !status.ok()) return status;
   absl::StatusOr<std::vector<Candidate>> candidates = CandidatesOf(dump, options);
   if (!candidates.ok()) return candidates.status();
   const absl::StatusOr<std::vector<Given>> arrays = ArraysOf(dump);
@@ -359,8 +468,9 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   if (candidates->size() == 1 && candidates->front().presets.front() == "sglang-decode") {
     for (const Given& given : *arrays) {
       if (given.field->per_token && given.values->size() > candidates->front().lengths.seq_lens.size()) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            given.name, " has more values than there are sequences, and there is no array extend_seq_lens"));
+        return Wrong(absl::StrCat(given.name, " has ", given.values->size(), " values for ",
+                                  candidates->front().lengths.seq_lens.size(), " sequences, and there is no array ",
+                                  AnyOf(kExtendSeqLens)));
       }
     }
   }
@@ -368,9 +478,8 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   bool only_places = true;
   for (const Given& given : *arrays) {
     const v1::Output output = given.field->output;
-    if (!top_k && (output == v1::OUTPUT_NSA_CACHE_SEQLENS || output == v1::OUTPUT_NSA_CU_SEQLENS_K)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(given.name, " needs nsa_index_topk, which is neither there nor given"));
+    if (output == v1::OUTPUT_NSA_CACHE_SEQLENS || output == v1::OUTPUT_NSA_CU_SEQLENS_K) {
+      if (absl::Status status = CheckTopK(dump, given.name, top_k); !status.ok()) return status;
     }
     only_places = only_places && (output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS);
   }
@@ -395,8 +504,9 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
     std::pair<size_t, size_t> score;  // arrays that are right, and values that come before a wrong one
     for (const Given& given : *arrays) {
       const Array want = candidate.Want(*given.field);
-      score.first += *given.values == want;
-      score.second += FirstDifference(*given.values, want);
+      const bool right = *given.values == want || IsOneAToken(given, candidate);
+      score.first += right;
+      score.second += right ? given.values->size() : FirstDifference(*given.values, want);
     }
     if (score.first == arrays->size()) {
       result.matches.insert(result.matches.end(), candidate.presets.begin(), candidate.presets.end());
@@ -417,6 +527,10 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
     finding.name = given.name;
     finding.output = std::string(given.field->name);
     if (*given.values == want) continue;
+    if (IsOneAToken(given, *nearest)) {
+      finding.looks_like = absl::StrCat("SGLang's, a query for each token: 0 to ", given.values->size() - 1);
+      continue;
+    }
     finding.difference = Describe(given, want, *nearest);
     finding.looks_like = LooksLike(given, want, *nearest, *candidates);
   }

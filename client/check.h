@@ -34,7 +34,8 @@ struct ArrayFinding {
   std::string output;
   // Where it differs first, as "seqlens_expanded[4] (sequence 1, its token 0) is 11, want 10"; empty if it doesn't.
   std::string difference;
-  // What that looks like, as "all values are 1 too large"; may be empty.
+  // What that looks like, as "all values are 1 too large"; may be empty. Without a difference: whose form it has, where
+  // that isn't ours.
   std::string looks_like;
 };
 

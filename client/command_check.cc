@@ -1,6 +1,7 @@
 #include "client/command_check.h"
 
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -90,7 +91,8 @@ void AddCheckCommand(CLI::App& program, int& exit_code) {
       .add_option("--input", flags->input,
                   ".json or .npz file with seq_lens, extend_seq_lens and the arrays built from them")
       ->required();
-  command.add_option("--nsa_index_topk", flags->nsa_index_topk, "Where the dump has none");
+  command.add_option("--nsa_index_topk", flags->nsa_index_topk, "Where the dump has none")
+      ->check(CLI::Range(int32_t{1}, std::numeric_limits<int32_t>::max()));
   command.add_option("--num_draft_tokens", flags->num_draft_tokens, "Where the dump has none");
   command.add_option("--preset", flags->preset, "The one that it is to be; without, any that the arrays' names allow")
       ->check(CLI::IsMember(PresetNames()));

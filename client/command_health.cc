@@ -23,10 +23,11 @@ ExitCode RunHealth(const Flags& flags) {
   const absl::StatusOr<ServingStatus> status = CheckHealth(flags.common.target, flags.service, options);
   if (!status.ok()) {
     PrintFailure(status.status(), flags.common.json);
-    return kUnreachable;
+    return ExitCodeOf(status.status());
   }
   const std::string name = ServingStatusName(*status);
   std::puts(flags.common.json ? JsonObject().Add("status", name).str().c_str() : name.c_str());
+  // It answers, but takes no requests: to a caller it is as good as gone.
   return *status == ServingStatus::kServing ? kOk : kUnreachable;
 }
 

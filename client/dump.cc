@@ -47,16 +47,32 @@ absl::Status Append(const google::protobuf::Value& value, std::vector<int32_t>& 
   return absl::OkStatus();
 }
 
+// What a value without numbers is.
+const char* KindName(const google::protobuf::Value& value) {
+  switch (value.kind_case()) {
+    case google::protobuf::Value::kNullValue:
+      return "null";
+    case google::protobuf::Value::kBoolValue:
+      return "a truth value";
+    case google::protobuf::Value::kStringValue:
+      return "a string";
+    default:
+      return "an object";
+  }
+}
+
 absl::StatusOr<Dump> ParseJson(std::string_view text) {
   google::protobuf::Struct object;
   const auto parsed = google::protobuf::util::JsonStringToMessage({text.data(), text.size()}, &object);
   if (!parsed.ok()) return Wrong(absl::StrCat("is no JSON object: ", std::string(parsed.message())));
   Dump dump;
   for (const auto& [name, value] : object.fields()) {
-    // Words and truths beside the arrays, as "comment", are nobody's lengths.
     const auto kind = value.kind_case();
-    if (kind != google::protobuf::Value::kNumberValue && kind != google::protobuf::Value::kListValue) continue;
-    if (absl::Status status = Append(value, dump[name]); !status.ok()) {
+    if (kind != google::protobuf::Value::kNumberValue && kind != google::protobuf::Value::kListValue) {
+      dump.skipped[name] = absl::StrCat("no integers: ", KindName(value));
+      continue;
+    }
+    if (absl::Status status = Append(value, dump.arrays[name]); !status.ok()) {
       return Wrong(absl::StrCat("has ", name, " whose ", std::string(status.message())));
     }
   }
@@ -84,7 +100,17 @@ absl::Status Convert(std::string_view bytes, std::vector<int32_t>& values) {
   return absl::OkStatus();
 }
 
+// Of values of a numpy type that Convert isn't for.
+absl::Status NotRead(std::string_view type) {
+  constexpr size_t kMostShown = 16;
+  if (type.empty()) return absl::UnimplementedError("no integers: values of several fields");
+  const bool integers = type[0] == '>' && type.size() == 3 && (type[1] == 'i' || type[1] == 'u');
+  return absl::UnimplementedError(absl::StrCat(integers ? "no little-endian integers: " : "no integers: ",
+                                               std::string(type.substr(0, kMostShown))));
+}
+
 // An .npy file: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
+// UNIMPLEMENTED says what it holds in place of integers.
 absl::Status ParseNpy(std::string_view bytes, std::vector<int32_t>& values) {
   constexpr std::string_view kMagic = "\x93NUMPY";
   constexpr size_t kFixed = 10;  // magic, version, and two bytes of the header's length
@@ -107,7 +133,7 @@ absl::Status ParseNpy(std::string_view bytes, std::vector<int32_t>& values) {
     if (count > kMostBytes) return Wrong("has more than 1 GiB");
   }
   const bool integer = type.size() == 3 && (type[1] == 'i' || type[1] == 'u') && type[0] != '>';
-  if (!integer) return absl::UnimplementedError("has no integers");
+  if (!integer) return NotRead(type);
   const auto width = static_cast<size_t>(type[2] - '0');
   if (width == 0 || width > 8 || data.size() / width < count) {
     return Wrong(
@@ -122,7 +148,7 @@ absl::Status ParseNpy(std::string_view bytes, std::vector<int32_t>& values) {
   if (type == "<u2") return Convert<uint16_t>(used, values);
   if (type == "|i1") return Convert<int8_t>(used, values);
   if (type == "|u1") return Convert<uint8_t>(used, values);
-  return absl::UnimplementedError("has no integers");
+  return NotRead(type);
 }
 
 // Grows as it reads: a small file may say that it holds much.
@@ -162,7 +188,10 @@ absl::StatusOr<Dump> ParseNpz(std::string_view bytes) {
       return Wrong("has an entry that can't be read");
     }
     std::string name = entry.name;
-    if (!absl::EndsWith(name, ".npy")) continue;
+    if (!absl::EndsWith(name, ".npy")) {
+      dump.skipped[name] = "no integers: it is no .npy file";
+      continue;
+    }
     name.resize(name.size() - 4);
     // What an entry says it has is allocated; all of them together no more than the bound.
     total += std::min(entry.size, kMostBytes + 1);
@@ -174,9 +203,12 @@ absl::StatusOr<Dump> ParseNpz(std::string_view bytes) {
     }
     std::vector<int32_t> values;
     absl::Status status = ParseNpy(content, values);
-    if (absl::IsUnimplemented(status)) continue;  // names, weights, masks
+    if (absl::IsUnimplemented(status)) {  // names, weights, masks
+      dump.skipped[name] = std::string(status.message());
+      continue;
+    }
     if (!status.ok()) return Wrong(absl::StrCat("has ", name, ", which ", std::string(status.message())));
-    dump[name] = std::move(values);
+    dump.arrays[name] = std::move(values);
   }
   return dump;
 }

@@ -108,7 +108,8 @@ void StreamCall::OnWritten(bool) {
   MutexLock lock(&mutex_);
   writing_ = false;
   PumpWrite();
-  if (closing_ && !writing_) stream_->WritesDone(&writes_done_);
+  // Nothing is to be begun on a stream that has ended: the queue may be shut down.
+  if (closing_ && !writing_ && !ended_) stream_->WritesDone(&writes_done_);
 }
 
 void StreamCall::OnRead(bool ok) {

@@ -36,9 +36,10 @@ struct StreamOptions {
 // server finishes them, in any order.
 //
 // A call ends before the stream is closed when the server drains or is gone, when the connection is too old, or when no
-// item came for Limits.stream_idle_timeout. If it ends UNAVAILABLE, its items without an answer are sent again over a
-// new call, as Retry says and while their timeouts last, to whichever server the channel then picks; else each gets the
-// call's status. Without items to send again, the next Send begins the new call.
+// item came for Limits.stream_idle_timeout. If it ends UNAVAILABLE, or CANCELLED though
+// nobody here cut it, as by a server that is shut down, its items without an answer are sent again over a new call, as
+// Retry says and while their timeouts last, to whichever server the channel then picks; else each gets the call's
+// status. Without items to send again, the next Send begins the new call.
 class ExpandStream {
  public:
   // Runs once for each item that Send took, on a thread of gRPC's, for several items at the same time. It must not

@@ -1,17 +1,14 @@
 #include "server/check_call.h"
 
+#include <set>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "grpcpp/support/proto_buffer_reader.h"
 
 namespace nsa::metadata::server {
 namespace {
-
-std::optional<Refusal> CheckMetadata(int64_t bytes, int64_t max_bytes) {
-  if (bytes <= max_bytes) return std::nullopt;
-  return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
-                 absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", max_bytes),
-                 "metadata", bytes, max_bytes);
-}
 
 // Of gRPC's readers the one that tells how the bytes are to be read.
 class Reader : public grpc::ProtoBufferReader {
@@ -33,6 +30,27 @@ int64_t MetadataBytes(const grpc::ServerContextBase& call) {
   int64_t bytes = 0;
   for (const auto& [key, value] : call.client_metadata()) bytes += key.size() + value.size() + kPerEntry;
   return bytes;
+}
+
+size_t MetadataWireBytes(const grpc::ServerContextBase& call, int64_t metadata_bytes) {
+  constexpr int64_t kFew = 1'024;
+  constexpr size_t kPerEntry = 8;  // its kind, and two lengths
+  if (metadata_bytes <= kFew) return static_cast<size_t>(metadata_bytes);
+  std::set<std::pair<absl::string_view, absl::string_view>> fields;
+  size_t bytes = 0;
+  for (const auto& [key, value] : call.client_metadata()) {
+    const bool is_new =
+        fields.emplace(absl::string_view(key.data(), key.size()), absl::string_view(value.data(), value.size())).second;
+    bytes += is_new ? key.size() + value.size() + kPerEntry : 1;
+  }
+  return bytes;
+}
+
+std::optional<Refusal> CheckMetadata(int64_t bytes, int64_t max_bytes) {
+  if (bytes <= max_bytes) return std::nullopt;
+  return Invalid(v1::REFUSAL_REASON_METADATA_TOO_LARGE,
+                 absl::StrCat("the call's metadata take ", bytes, " bytes, more than max_metadata_bytes ", max_bytes),
+                 "metadata", bytes, max_bytes);
 }
 
 std::optional<Refusal> CheckCall(const grpc::ServerContextBase& call, Method method, const Caller& caller,

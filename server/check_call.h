@@ -1,6 +1,7 @@
 // What is checked of a call before its message is read.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 
@@ -14,6 +15,13 @@ namespace nsa::metadata::server {
 
 // What a call's metadata take, as HTTP/2 counts a header list.
 int64_t MetadataBytes(const grpc::ServerContextBase& call);
+
+// What they may have cost on the wire: of more than a KiB each field counts once, since a caller names those that HPACK
+// keeps (1 KiB of a connection's, see grpc_connections.cc) again by a byte.
+size_t MetadataWireBytes(const grpc::ServerContextBase& call, int64_t metadata_bytes);
+
+// Refuses metadata of more.
+std::optional<Refusal> CheckMetadata(int64_t bytes, int64_t max_bytes);
 
 // Refuses what comes on a Unix socket at the end, what the authorization policy does not allow, and metadata of more
 // than max_metadata_bytes: gRPC's own limit lets some of them pass.

@@ -17,6 +17,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/time.h"
@@ -29,7 +30,7 @@ const Options kDefault;
 }
 
 ABSL_FLAG(std::vector<std::string>, listen, kDefault.listen,
-          "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas");
+          "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas or by several flags");
 ABSL_FLAG(std::string, health_listen, kDefault.health_listen, "Where to serve grpc.health.v1");
 ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
           "Where to serve the status page, /metrics, /healthz and /readyz over HTTP");
@@ -240,6 +241,21 @@ void CheckFlagFiles(int argc, char** argv) {
   }
 }
 
+// abseil keeps what a flag was given last: where --listen comes more than once, one with all of its addresses; else "".
+std::string JoinedListen(int argc, char** argv) {
+  std::vector<absl::string_view> addresses;
+  for (int i = 1; i < argc && absl::string_view(argv[i]) != "--"; ++i) {
+    absl::string_view argument = argv[i];
+    if (!absl::ConsumePrefix(&argument, "--listen") && !absl::ConsumePrefix(&argument, "-listen")) continue;
+    if (absl::ConsumePrefix(&argument, "=")) {
+      addresses.push_back(argument);
+    } else if (argument.empty() && i + 1 < argc) {
+      addresses.emplace_back(argv[++i]);
+    }
+  }
+  return addresses.size() < 2 ? "" : absl::StrCat("--listen=", absl::StrJoin(addresses, ","));
+}
+
 }  // namespace
 
 namespace nsa::metadata::server {
@@ -252,7 +268,10 @@ Options OptionsFromCommandLine(int argc, char** argv) {
   absl::SetFlagsUsageConfig(usage);
   SetFlagsFromEnvironment();
   CheckFlagFiles(argc, argv);
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
+  const std::string listen = JoinedListen(argc, argv);
+  std::vector<char*> arguments(argv, argv + argc);
+  if (!listen.empty()) arguments.push_back(const_cast<char*>(listen.c_str()));
+  const std::vector<char*> rest = absl::ParseCommandLine(static_cast<int>(arguments.size()), arguments.data());
   if (rest.size() > 1) {
     fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);
     exit(EXIT_FAILURE);

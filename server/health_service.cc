@@ -1,5 +1,6 @@
 #include "server/health_service.h"
 
+#include <chrono>
 #include <optional>
 #include <string>
 #include <utility>
@@ -46,11 +47,13 @@ class Check {
       return;
     }
     place_.Begin();
-    health_.Arrived(context_, &request_);
+    const std::optional<Refusal> refusal = health_.Arrived(context_, &request_);
     new Check(health_, queue_);
     HealthCheckResponse response;
     response.set_status(health_.StatusOf(request_.service()));
-    if (response.status() == HealthCheckResponse::SERVICE_UNKNOWN) {
+    if (refusal) {
+      writer_.FinishWithError(ToStatus(*refusal), Started(&sent_tag_));
+    } else if (response.status() == HealthCheckResponse::SERVICE_UNKNOWN) {
       const grpc::Status status(grpc::StatusCode::NOT_FOUND, NoSuchService(request_.service()));
       writer_.FinishWithError(status, Started(&sent_tag_));
     } else {
@@ -89,8 +92,10 @@ class WatchCall {
     Pump();
   }
   void End() {
+    constexpr std::chrono::milliseconds kMoment(200);
     MutexLock lock(&mutex_);
     ending_ = true;
+    if (writing_ && Clock::now() - write_started_ > kMoment) context_.TryCancel();
     Pump();
   }
 
@@ -101,9 +106,13 @@ class WatchCall {
       return;
     }
     place_.Begin();
-    health_.Arrived(context_, &request_);
+    const std::optional<Refusal> refusal = health_.Arrived(context_, &request_);
     new WatchCall(health_, queue_);
-    health_.Add(this);
+    if (refusal) {
+      Refuse(ToStatus(*refusal));
+    } else {
+      health_.Add(this);
+    }
     EndOperation();
   }
   void OnWritten(bool ok) {
@@ -125,17 +134,24 @@ class WatchCall {
     if (writing_ || finishing_) return;
     if (status_ && status_ != told_) {
       writing_ = true;
+      write_started_ = Clock::now();
       told_ = status_;
       ++operations_;
       HealthCheckResponse response;
       response.set_status(*status_);
       writer_.Write(response, Started(&written_tag_));
     } else if (ending_) {
-      finishing_ = true;
-      ++operations_;
-      writer_.Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is shutting down"),
-                     Started(&finished_tag_));
+      Finish(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the server is shutting down"));
     }
+  }
+  void Refuse(const grpc::Status& status) {
+    MutexLock lock(&mutex_);
+    if (!finishing_) Finish(status);
+  }
+  void Finish(const grpc::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    finishing_ = true;
+    ++operations_;
+    writer_.Finish(status, Started(&finished_tag_));
   }
   void EndOperation() {
     {
@@ -162,6 +178,7 @@ class WatchCall {
   std::optional<HealthService::ServingStatus> told_ ABSL_GUARDED_BY(mutex_);
   int operations_ ABSL_GUARDED_BY(mutex_) = 2;  // the arrival, and the call itself until OnDone
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  TimePoint write_started_ ABSL_GUARDED_BY(mutex_);
   bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
 };
@@ -171,13 +188,14 @@ void HealthService::AwaitCalls(grpc::ServerCompletionQueue& queue) {
   new WatchCall(*this, queue);
 }
 
-void HealthService::Arrived(const grpc::ServerContext& call, HealthCheckRequest* request) {
-  const auto metadata_bytes = static_cast<size_t>(MetadataBytes(call));
-  delivered_.Add(SlotOf(ParsePeer(call.peer())), request->ByteSizeLong() + metadata_bytes);
+std::optional<Refusal> HealthService::Arrived(const grpc::ServerContext& call, HealthCheckRequest* request) {
+  const int64_t metadata_bytes = MetadataBytes(call);
+  delivered_.Add(SlotOf(ParsePeer(call.peer())), request->ByteSizeLong() + MetadataWireBytes(call, metadata_bytes));
   constexpr size_t kMostNameBytes = 200;  // a watch keeps them for as long as it lasts
   HealthCheckRequest kept;
   kept.set_service(request->service().substr(0, kMostNameBytes));
   *request = std::move(kept);
+  return CheckMetadata(metadata_bytes, max_metadata_bytes_);
 }
 
 void HealthService::SetServing(bool serving) {

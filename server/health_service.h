@@ -3,6 +3,8 @@
 // fewer calls. The health port has its own, see health_server.h.
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <unordered_set>
 
@@ -14,6 +16,7 @@
 #include "server/delivered.h"
 #include "server/live_calls.h"
 #include "server/mutex.h"
+#include "server/refusal.h"
 
 namespace nsa::metadata::server {
 
@@ -32,7 +35,8 @@ class HealthService {
   using ServingStatus = grpc::health::v1::HealthCheckResponse::ServingStatus;
 
   // Its calls count in both, which outlive them.
-  HealthService(LiveCalls& live, Delivered& delivered) : live_(live), delivered_(delivered) {}
+  HealthService(LiveCalls& live, Delivered& delivered, int64_t max_metadata_bytes)
+      : live_(live), delivered_(delivered), max_metadata_bytes_(max_metadata_bytes) {}
 
   void Register(grpc::ServerBuilder& builder) { builder.RegisterService(&service_); }
   // Begins to take calls from `queue`.
@@ -40,14 +44,15 @@ class HealthService {
 
   // NOT_SERVING at first. Watches are told when it changes.
   void SetServing(bool serving);
-  // Ends all watches UNAVAILABLE, after what they have been told, and those that come later at once.
+  // Ends all watches UNAVAILABLE, after what they have been told, and those that come later at once. One whose caller
+  // has not taken for a moment what it is being told is cancelled.
   void EndWatches();
 
   // For its calls.
   AsyncService& service() { return service_; }
   LiveCalls& live() { return live_; }
-  // Counts what came, and leaves of `request` no more than a service's name may be long.
-  void Arrived(const grpc::ServerContext& call, grpc::health::v1::HealthCheckRequest* request);
+  // Counts what came, and leaves of `request` no more than a service's name may be long. Refuses too much metadata.
+  std::optional<Refusal> Arrived(const grpc::ServerContext& call, grpc::health::v1::HealthCheckRequest* request);
   ServingStatus StatusOf(const std::string& name);
   void Add(WatchCall* watch);
   void Remove(WatchCall* watch);
@@ -55,6 +60,7 @@ class HealthService {
  private:
   LiveCalls& live_;
   Delivered& delivered_;
+  const int64_t max_metadata_bytes_;
   AsyncService service_;
   Mutex mutex_;
   bool serving_ ABSL_GUARDED_BY(mutex_) = false;

@@ -114,11 +114,15 @@ Answer QuestionCall::Statistics(const inference::ModelStatisticsRequest& request
 Answer QuestionCall::AnswerIt() {
   switch (method()) {
     case Method::kServerLive: {
+      inference::ServerLiveRequest request;
+      if (const std::optional<Refusal> refusal = Decode(request_, &request)) return *refusal;
       inference::ServerLiveResponse answer;
       answer.set_live(true);
       return answer.SerializeAsString();
     }
     case Method::kServerReady: {
+      inference::ServerReadyRequest request;
+      if (const std::optional<Refusal> refusal = Decode(request_, &request)) return *refusal;
       inference::ServerReadyResponse answer;
       answer.set_ready(ready());
       return answer.SerializeAsString();
@@ -130,8 +134,11 @@ Answer QuestionCall::AnswerIt() {
       answer.set_ready(FindModel(request.name(), request.version()).has_value() && ready());
       return answer.SerializeAsString();
     }
-    case Method::kServerMetadata:
+    case Method::kServerMetadata: {
+      inference::ServerMetadataRequest request;
+      if (const std::optional<Refusal> refusal = Decode(request_, &request)) return *refusal;
       return ServerMetadata().SerializeAsString();
+    }
     case Method::kModelMetadata: {
       inference::ModelMetadataRequest request;
       if (const std::optional<Refusal> refusal = Decode(request_, &request)) return *refusal;

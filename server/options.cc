@@ -24,9 +24,10 @@ constexpr int64_t kMostConnections = 12'000;
 // Up to so many, processor time is what a call waits for.
 constexpr int64_t kFewCores = 4;
 
-absl::Status InRange(const char* flag, int64_t value, int64_t least, int64_t most) {
+// `why` says where a bound that follows from another flag comes from.
+absl::Status InRange(const char* flag, int64_t value, int64_t least, int64_t most, const char* why = "") {
   if (value >= least && value <= most) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, " must be from ", least, " to ", most));
+  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, " must be from ", least, " to ", most, why));
 }
 
 absl::Status InRange(const char* flag, absl::Duration value, absl::Duration least) {
@@ -155,10 +156,13 @@ absl::Status Validate(const Options& o) {
            InRange("max_sequences", o.request.max_sequences, 1, int64_t{1} << 24),
            InRange("max_tokens", o.request.max_tokens, 1, int64_t{1} << 28),
            InRange("max_reply_bytes", o.request.max_reply_bytes, 1024, kMaxInt32),
-           InRange("max_unary_reply_bytes", o.request.max_unary_reply_bytes, 1024, o.request.max_reply_bytes),
+           InRange("max_unary_reply_bytes", o.request.max_unary_reply_bytes, 1024, o.request.max_reply_bytes,
+                   ", which is --max_reply_bytes"),
            InRange("max_batch_requests", o.batch.max_batch_requests, 1, 1 << 16),
-           InRange("max_batch_sequences", o.batch.max_batch_sequences, o.request.max_sequences, int64_t{1} << 26),
-           InRange("max_batch_tokens", o.batch.max_batch_tokens, o.request.max_tokens, int64_t{1} << 30),
+           InRange("max_batch_sequences", o.batch.max_batch_sequences, o.request.max_sequences, int64_t{1} << 26,
+                   ": at least --max_sequences"),
+           InRange("max_batch_tokens", o.batch.max_batch_tokens, o.request.max_tokens, int64_t{1} << 30,
+                   ": at least --max_tokens"),
            InRange("max_queue_requests", o.batch.max_queue_requests, 1, 1 << 20),
            InRange("batch_delay", o.batch.batch_delay, absl::ZeroDuration()),
            InRange("max_connections", o.connection.max_connections, 0, 1 << 20),
@@ -167,7 +171,7 @@ absl::Status Validate(const Options& o) {
            InRange("max_metadata_bytes", o.connection.max_metadata_bytes, 512, 1 << 20),
            // Room for a few requests on their way.
            InRange("max_undelivered_bytes", o.connection.max_undelivered_bytes, 4 * o.connection.max_receive_message,
-                   int64_t{1} << 40),
+                   int64_t{1} << 40, ": at least 4 times --max_receive_message"),
            InRange("max_connection_age", o.connection.max_connection_age, absl::Milliseconds(1)),
            InRange("max_connection_age_grace", o.connection.max_connection_age_grace, absl::Milliseconds(1)),
            InRange("max_connection_idle", o.connection.max_connection_idle, absl::Milliseconds(2)),
@@ -175,10 +179,11 @@ absl::Status Validate(const Options& o) {
            InRange("keepalive_time", o.connection.keepalive_time, absl::Seconds(1)),
            InRange("keepalive_timeout", o.connection.keepalive_timeout, absl::Milliseconds(1)),
            // Room for the largest reply: its arrays, and what aligns them.
-           InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40),
+           InRange("output_budget_bytes", o.output_budget_bytes, o.request.max_reply_bytes + kBlock, int64_t{1} << 40,
+                   ": at least --max_reply_bytes and a block of 64 KiB"),
            // Of the largest request, as its arrays may have grown.
            InRange("lengths_budget_bytes", o.lengths_budget_bytes, 2 * o.request.max_sequences * kBytesPerSequence,
-                   int64_t{1} << 40),
+                   int64_t{1} << 40, ": at least what the lengths of two times --max_sequences take"),
            InRange("max_stream_inflight", o.max_stream_inflight, 1, 1 << 16),
            InRange("max_rpc_duration", o.max_rpc_duration, absl::Milliseconds(1)),
            InRange("stream_idle_timeout", o.stream_idle_timeout, absl::Milliseconds(1)),

@@ -17,7 +17,7 @@ void OtherCall::OnArrived(bool ok) {
   place_.Begin();
   context_.metrics.CallStarted(Method::kOther);
   context_.delivered.Add(context_.callers.CallerOf(server_context_).slot,
-                         static_cast<size_t>(MetadataBytes(server_context_)));
+                         MetadataWireBytes(server_context_, MetadataBytes(server_context_)));
   Await(context_, queue_);
   stream_.Finish(grpc::Status(grpc::StatusCode::UNIMPLEMENTED, "this server has no such method"), Started(&sent_tag_));
 }

@@ -141,7 +141,7 @@ Messages ReplyLayout::Frame(const ReplyScalars& scalars, const OutputPermit& per
   }
   if (framing_ == Framing::kUnary) {
     messages.push_back(FrameWhole(head, permit, pool));
-  } else if (bytes + kStreamHead <= kMaxChunkBytes || total_tokens_ == 0) {
+  } else if (bytes + kStreamHead <= kMaxChunkBytes || total_tokens_ == 0 || !HasPerToken()) {
     messages.push_back(FrameWhole(StreamHead(0, /*last=*/true, bytes) + head, permit, pool));
   } else {
     for (int64_t begin = 0; begin < total_tokens_;) {
@@ -191,6 +191,11 @@ std::pair<int64_t, int64_t> ReplyLayout::Values(const Array& array, const Chunk&
   if (!array.per_token) return {0, chunk.begin == 0 ? all : 0};
   // nsa_cu_seqlens_k has one value more than there are tokens; it ends the last chunk.
   return {chunk.begin, chunk.last ? all : chunk.end};
+}
+
+bool ReplyLayout::HasPerToken() const {
+  return std::any_of(arrays_.begin(), arrays_.begin() + num_arrays_,
+                     [](const Array& array) { return array.per_token; });
 }
 
 int64_t ReplyLayout::ChunkTokens(int64_t begin) const {

@@ -81,7 +81,8 @@ class ReplyLayout {
                           OutputPool& pool) const;
   // The values of an array that a chunk carries: first and past the last.
   std::pair<int64_t, int64_t> Values(const Array& array, const Chunk& chunk) const;
-  // How many tokens fit a chunk that begins at `begin`.
+  bool HasPerToken() const;
+  // How many tokens fit a chunk that begins at `begin`, of a reply that has arrays of one value a token.
   int64_t ChunkTokens(int64_t begin) const;
   Framing framing_ = Framing::kUnary;
   std::string inference_head_;

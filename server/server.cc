@@ -254,6 +254,7 @@ bool Server::Parts::StopReading() {
   for (absl::Duration waited; waited < kLongest; waited += kSettles) {
     answered = service->live_calls() == 0;
     if (answered && acceptor->connections().ShutDownSentUnix() == 0) return true;
+    service->EndStuckWatches();
     absl::SleepFor(kSettles);
   }
   if (answered) return true;  // though somebody on a Unix socket does not read

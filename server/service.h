@@ -121,7 +121,7 @@ struct CallContext {
   LengthsBudget lengths{options.lengths_budget_bytes, options.caller_share};
   LiveCalls live;
   OpenStreams streams;
-  HealthService health{live, delivered};
+  HealthService health{live, delivered, options.connection.max_metadata_bytes};
 };
 
 // Usage: Register, then build the server, Start, …, DrainStreams, RefuseUnix, shut the server down, Stop.
@@ -138,6 +138,8 @@ class Service {
   void SetServing(bool serving) { context_.health.SetServing(serving); }
   // Ends the streams: they answer what they have read. Ends health watches too. Returns at once.
   void DrainStreams();
+  // Cancels those of the watches whose callers did not take the end.
+  void EndStuckWatches() { context_.health.EndWatches(); }
   // From here on new calls that come on Unix sockets are refused UNAVAILABLE.
   void RefuseUnix() { context_.refuses_unix.store(true, std::memory_order_relaxed); }
   // After the server's Shutdown has returned: waits for the calls that are left, then ends the threads.

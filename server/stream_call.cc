@@ -12,6 +12,9 @@
 namespace nsa::metadata::server {
 namespace {
 
+// As many refusals may wait for one stream's caller to read them.
+constexpr int64_t kMostRefusals = 8;
+
 // UNAVAILABLE, since an item may be on its way meanwhile: it was not taken, and may go over another stream.
 Refusal Idle(absl::Duration timeout) {
   return Later(v1::REFUSAL_REASON_DEADLINE,
@@ -38,7 +41,7 @@ void StreamCall::OnArrived(bool ok) {
   Await(context_, queue_);
   caller_ = context_.callers.CallerOf(server_context_);
   const int64_t metadata_bytes = MetadataBytes(server_context_);
-  context_.delivered.Add(caller_.slot, static_cast<size_t>(metadata_bytes));
+  context_.delivered.Add(caller_.slot, MetadataWireBytes(server_context_, metadata_bytes));
   {
     MutexLock lock(&mutex_);
     last_message_ = arrived_;
@@ -213,6 +216,7 @@ void StreamCall::Answer(Item& item, Messages messages, std::optional<v1::Refusal
                          .journey = journey,
                          .frees_id = last ? std::optional(item.id()) : std::nullopt});
     }
+    if (refused) ++refusals_;
     items_.erase(item.id());
     Pump();
   }
@@ -231,6 +235,7 @@ void StreamCall::RefuseMessage(uint64_t id, const Refusal& refusal) {
   const TimePoint now = Clock::now();
   MutexLock lock(&mutex_);
   ++unanswered_;
+  ++refusals_;
   outbox_.push_back({.message = Encode(id, refusal),
                      .item_arrived = now,
                      .answered = now,
@@ -264,6 +269,7 @@ void StreamCall::OnWritten(bool ok) {
       const uint64_t total_ns = Nanoseconds(written.item_arrived, now);
       const uint64_t send_ns = std::exchange(item_send_ns_, 0);
       context_.metrics.ItemHandled(total_ns);
+      if (written.refused) --refusals_;
       if (!written.refused && ok) context_.metrics.Sent(send_ns);
       if (!written.refused && !ok) context_.metrics.Cancelled(Stage::kSend);
       const auto refused = ok || written.refused ? written.refused : v1::REFUSAL_REASON_CANCELLED;
@@ -316,9 +322,13 @@ void StreamCall::Pump() {
   NoteWait();
 }
 
+bool StreamCall::IsFull() const {
+  // Refusals take memory that no budget counts.
+  return unanswered_ >= context_.options.max_stream_inflight || refusals_ >= kMostRefusals;
+}
+
 void StreamCall::NoteWait() {
-  const bool full = awaits_room_ || unanswered_ >= context_.options.max_stream_inflight;
-  const bool waits = full && !reading_ && !reads_done_ && !draining_ && !finishing_;
+  const bool waits = (awaits_room_ || IsFull()) && !reading_ && !reads_done_ && !draining_ && !finishing_;
   if (waits == waits_) return;
   waits_ = waits;
   if (waits) {
@@ -330,7 +340,7 @@ void StreamCall::NoteWait() {
 
 void StreamCall::PumpRead() {
   if (reading_ || awaits_room_ || reads_done_ || draining_ || finishing_) return;
-  if (unanswered_ >= context_.options.max_stream_inflight) return;
+  if (IsFull()) return;
   // One with nothing in flight reads: else it would not see its end, nor its idle time.
   if (unanswered_ > 0 && !caller_gone_ && !context_.lengths.MayReadOn(caller_.account)) {
     AwaitRoom(nullptr);
@@ -356,6 +366,7 @@ void StreamCall::PumpWrite() {
                             .send_ns = 0});
     }
     outbox_.clear();
+    refusals_ = 0;
   }
   if (writing_ || outbox_.empty()) return;
   writing_ = true;

@@ -121,6 +121,8 @@ class StreamCall {
   void PumpRead() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpWrite() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void PumpFinish() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Whether as much waits for its caller to be read as may.
+  bool IsFull() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Tells whether the stream is read no further for now.
   void NoteWait() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void* StartOperation(CompletionTag* tag) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -160,6 +162,7 @@ class StreamCall {
   std::vector<Answered> unwritten_ ABSL_GUARDED_BY(mutex_);  // answers that nobody is there to read, to be noted
   // Items read whose last answer is not written yet.
   int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
+  int64_t refusals_ ABSL_GUARDED_BY(mutex_) = 0;  // in the outbox
   int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool taking_ ABSL_GUARDED_BY(mutex_) = false;       // what was read

@@ -36,13 +36,12 @@ void UnaryCall::OnArrived(bool ok) {
   context_.metrics.CallStarted(method_);
   caller_ = context_.callers.CallerOf(server_context_);
   const int64_t metadata_bytes = MetadataBytes(server_context_);
-  context_.delivered.Add(caller_.slot, request_.Length() + static_cast<size_t>(metadata_bytes));
+  context_.delivered.Add(caller_.slot, request_.Length() + MetadataWireBytes(server_context_, metadata_bytes));
   MakeSuccessor();
   if (IsFrequent() && queue_.WantsMoreTakers(method_)) MakeSuccessor();
   std::optional<Refusal> refusal = CheckCall(server_context_, method_, caller_, metadata_bytes, context_);
   if (!refusal) refusal = CheckMessage(request_, context_);
   if (refusal) {
-    request_.Clear();  // it may be long until the answer is taken
     SendRefusal(*refusal);
   } else {
     Handle();
@@ -61,6 +60,7 @@ TimePoint UnaryCall::Deadline() const {
 }
 
 void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) {
+  request_.Clear();  // it may be long until the answer is taken
   journey_ = journey;
   const TimePoint answered = journey ? journey->framed : Clock::now();
   answered_.store(answered.time_since_epoch().count(), std::memory_order_relaxed);
@@ -70,6 +70,7 @@ void UnaryCall::Send(ReplyMessage reply, const std::optional<Journey>& journey) 
 }
 
 void UnaryCall::SendRefusal(const Refusal& refusal) {
+  request_.Clear();
   context_.metrics.Refused(refusal.reason);
   AddPushback(refusal, server_context_);
   answered_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
@@ -171,6 +172,8 @@ class GetServerInfoCall final : public UnaryCall {
   }
   void MakeSuccessor() override { new GetServerInfoCall(context_, queue_); }
   void Handle() override {
+    v1::GetServerInfoRequest request;
+    if (const std::optional<Refusal> refusal = Decode(request_, &request)) return SendRefusal(*refusal);
     const grpc::Slice info(context_.batcher.device_lost() ? context_.infos.device_lost : context_.infos.info);
     Send(ReplyMessage(&info, 1));
   }

@@ -41,7 +41,8 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT TERM
 
-address() { sed -n "s/.* serving:.* $1=\([^, ]*\).*/\1/p" "$log"; }
+# Of a line in either --log_format.
+address() { sed -n "s/.*[ \"]serving: .*$1=\([^, \"]*\).*/\1/p" "$log"; }
 for ((tries = 0; tries < 300; ++tries)); do
   if [[ -n "$(address metrics)" ]]; then
     break
@@ -54,6 +55,10 @@ for ((tries = 0; tries < 300; ++tries)); do
 done
 grpc=$(address grpc)
 metrics=$(address metrics)
+if [[ -z "$grpc" || -z "$metrics" ]]; then
+  echo "the server did not say within 30 s where it serves" >&2
+  exit 1
+fi
 
 expand=("$bin/client/nsa-metadata" expand "--target=$grpc" --extend_seq_lens=3,2 --seq_lens=10,4 --nsa_index_topk=2048 --mode=causal)
 printf '\n$ %s\n' "${expand[*]}"

@@ -250,5 +250,12 @@ TEST(ProgramTest, HealthPrintsTheState) {
   EXPECT_EQ(not_serving.output, "{\"status\":\"NOT_SERVING\"}\n");
 }
 
+TEST(ProgramTest, HealthOfAnUnknownServiceIsARefusal) {
+  FakeServer server;
+  const Outcome outcome = RunProgram("health --service no.such.Service --target " + server.target());
+  EXPECT_EQ(outcome.exit_code, 4) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("NOT_FOUND"));
+}
+
 }  // namespace
 }  // namespace nsa::metadata::client

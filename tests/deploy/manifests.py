@@ -1,9 +1,11 @@
 """The Kubernetes objects as kustomize renders them."""
 
 import os
+import re
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,11 @@ def quantity(text):
         if text.endswith(suffix):
             return float(text.removesuffix(suffix)) * factor
     return float(text)
+
+
+def code_blocks(text):
+    """The indented blocks of a Markdown text."""
+    return [textwrap.dedent(block) for block in re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE) if block.strip()]
 
 
 class Manifests:

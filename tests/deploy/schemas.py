@@ -43,6 +43,10 @@ CUSTOM = {
         "monitoring.coreos.com/v1",
         record(["selector", "endpoints"], selector=record([], matchLabels=STRINGS), endpoints=items(ENDPOINT)),
     ),
+    "PodMonitor": custom(
+        "monitoring.coreos.com/v1",
+        record(["selector", "podMetricsEndpoints"], jobLabel=STRING, selector=record([], matchLabels=STRINGS), podMetricsEndpoints=items(ENDPOINT)),
+    ),
     "PrometheusRule": custom(
         "monitoring.coreos.com/v1", record(["groups"], groups=items(record(["name", "rules"], name=STRING, interval=DURATION, rules=items(RULE))))
     ),

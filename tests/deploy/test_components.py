@@ -15,7 +15,7 @@ import schemas
 from manifests import KUBERNETES, Manifests, quantity
 from programs import PREFIX, REPOSITORY, run
 
-COMPONENTS = ["tls", "network-policy", "monitoring", "autoscaling", "gpu", "edge-proxy", "edge-proxy/gateway-api"]
+COMPONENTS = ["tls", "network-policy", "monitoring", "autoscaling", "gpu", "edge-proxy", "edge-proxy/gateway-api", "edge-proxy/monitoring"]
 SERVER = {"app.kubernetes.io/name": "nsa-metadata-server"}
 PROXY = {"app.kubernetes.io/name": "nsa-metadata-edge-proxy"}
 ENVOY = yaml.safe_load((KUBERNETES / "components" / "edge-proxy" / "envoy.yaml").read_text())
@@ -100,12 +100,14 @@ def test_scrapes_go_to_the_services_metrics_port(production):
     assert {endpoint["port"] for endpoint in monitor["endpoints"]} == {"metrics"} < {port["name"] for port in service["spec"]["ports"]}
 
 
-def test_the_operators_rules_are_the_rules(production, tmp_path):
+def test_the_operators_rules_are_the_rules(production, edge):
     spec = importlib.util.spec_from_file_location("operator_rules", REPOSITORY / "deploy" / "prometheus" / "prometheusrule.py")
     operator = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(operator)
-    assert operator.OBJECT.read_text() == operator.operator_rules(), "run deploy/prometheus/prometheusrule.py"
-    assert production.one("PrometheusRule")["spec"] == yaml.safe_load(operator.RULES.read_text())
+    for manifests, of in ((production, "server"), (edge, "server"), (edge, "edge-proxy")):
+        rules, written = operator.OF[of]
+        assert written.read_text() == operator.operator_rules(of), f"run deploy/prometheus/prometheusrule.py --of={of}"
+        assert manifests.one("PrometheusRule", f"nsa-metadata-{of}")["spec"] == yaml.safe_load(rules.read_text())
 
 
 def test_the_dashboard_comes_as_grafanas_sidecar_wants_it(production):
@@ -200,6 +202,20 @@ def test_the_proxys_files_are_mounted_where_it_looks(edge):
     secret = {f"{mounts['tls']}/{name}" for name in ("tls.crt", "tls.key", "ca.crt")} | {mounts["tls"]}
     assert named == secret | {f"{mounts['configuration']}/{name}" for name in ("certificate.yaml", "validation.yaml")}
     assert container["args"][:2] == ["--config-path", f"{mounts['configuration']}/envoy.yaml"] and "envoy.yaml" in files
+
+
+def test_scrapes_of_the_proxies_go_where_they_answer_and_are_the_job_of_the_rules(edge):
+    monitor = edge.one("PodMonitor", "nsa-metadata-edge-proxy")["spec"]
+    labels = edge.one("Deployment", "nsa-metadata-edge-proxy")["spec"]["template"]["metadata"]["labels"]
+    assert monitor["selector"]["matchLabels"].items() <= labels.items()
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    (manager,) = listener(endpoint["port"])["filter_chains"][0]["filters"]
+    (host,) = manager["typed_config"]["route_config"]["virtual_hosts"]
+    assert endpoint["path"] in {route["match"]["path"] for route in host["routes"]}
+    (port,) = (rule["ports"] for rule in edge.one("NetworkPolicy", "nsa-metadata-edge-proxy")["spec"]["ingress"] if "from" in rule)
+    assert port == [{"port": endpoint["port"]}]
+    asked = set(re.findall(r'\bjob="([^"]*)"', (REPOSITORY / "deploy" / "prometheus" / "proxy-rules.yaml").read_text()))
+    assert asked == {labels[monitor["jobLabel"]]}
 
 
 def test_the_proxys_memory_is_more_than_its_heap_may_be(edge):

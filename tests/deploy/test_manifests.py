@@ -1,14 +1,17 @@
 """Base and overlays: valid for every Kubernetes from 1.30, hardened, and in agreement with the server they run."""
 
+import os
+import re
 import signal
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import schemas
-from manifests import Manifests, quantity
-from programs import PREFIX, SERVER, log_until_serving, port_of, run, server_flags, server_version
+from manifests import KUBERNETES, Manifests, code_blocks, quantity
+from programs import PREFIX, REPOSITORY, SERVER, log_until_serving, port_of, run, server_flags, server_version
 
 FOLDERS = {"base": "base", "cpu": "overlays/cpu", "gpu": "overlays/gpu", "production": "overlays/production", "edge": "overlays/edge"}
 # Beside what serves.
@@ -69,7 +72,7 @@ def test_an_unknown_field_would_be_found(kind):
 
 
 def test_there_are_just_these_objects(overlay, manifests):
-    more = {"production": [*MORE, "ConfigMap"], "edge": MORE + OF_PROXIES}
+    more = {"production": [*MORE, "ConfigMap"], "edge": MORE + OF_PROXIES + ["PodMonitor", "PrometheusRule"]}
     assert manifests.kinds() == sorted(SERVING + more.get(overlay, []))
     proxies = {"app.kubernetes.io/name": "nsa-metadata-edge-proxy"}
     for thing in manifests.objects:
@@ -140,6 +143,22 @@ def test_ports_are_the_servers(manifests, flags):
 
 def test_image_is_of_this_version_and_names_no_registry(manifests):
     assert manifests.container["image"] == f"nsa-metadata-server:{server_version()}"
+
+
+def test_a_node_is_told_to_pull_the_image_that_was_pushed(tmp_path):
+    text = (KUBERNETES / "README.md").read_text()
+    pushed = re.search(r"buildah push nsa-metadata-server:\S+ docker://(\S+)", text)[1]
+    (applied,) = re.findall(r"kubectl apply -k (\S+)", text)
+    overlays = [block for block in code_blocks(text) if block.strip().startswith("resources:")]
+    assert len(overlays) == 2 and f"`{applied}/kustomization.yaml`" in text
+    for number, block in enumerate(overlays):
+        # As in that folder of the checkout; here in the test's own.
+        own, folder = yaml.safe_load(block), tmp_path / str(number)
+        folder.mkdir()
+        for kind in own.keys() & {"resources", "components"}:
+            own[kind] = [os.path.relpath(REPOSITORY / applied / path, folder.resolve()) for path in own[kind]]
+        (folder / "kustomization.yaml").write_text(yaml.safe_dump(own))
+        assert Manifests(folder).container["image"] == pushed
 
 
 def test_a_thread_for_each_core(manifests):

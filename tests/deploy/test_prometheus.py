@@ -6,19 +6,26 @@ import os
 import re
 import shutil
 import subprocess
-import textwrap
 import urllib.request
 
 import pytest
 import yaml
 
-from manifests import KUBERNETES, Manifests
+from manifests import KUBERNETES, Manifests, code_blocks
 from programs import REPOSITORY, SERVER, log_until_serving, run
 
 FOLDER = REPOSITORY / "deploy" / "prometheus"
 MONITORING = KUBERNETES / "components" / "monitoring"
 RULES = yaml.safe_load((FOLDER / "rules.yaml").read_text())
-ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
+FILES = ["rules", "proxy-rules"]
+PROXY_RULES = KUBERNETES / "components" / "edge-proxy" / "monitoring"
+
+
+def alerts_of(file):
+    return [rule for group in yaml.safe_load((FOLDER / f"{file}.yaml").read_text())["groups"] for rule in group["rules"] if "alert" in rule]
+
+
+ALERTS = [alert for file in FILES for alert in alerts_of(file)]
 RECORDED = {rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule}
 # Of Prometheus itself; and those that a server without TLS has not.
 OTHERS = {"up", "nsa_metadata_tls_certificate_expiry_timestamp_seconds"}
@@ -36,21 +43,24 @@ def metrics():
             server.terminate()
 
 
-def test_promtool_takes_the_rules():
+@pytest.mark.parametrize("file", FILES)
+def test_promtool_takes_the_rules(file):
     assert shutil.which("promtool"), "the prometheus package is missing"
-    run("promtool", "check", "rules", "--lint-fatal", FOLDER / "rules.yaml")
+    run("promtool", "check", "rules", "--lint-fatal", FOLDER / f"{file}.yaml")
 
 
-def test_the_unit_tests_hold():
+@pytest.mark.parametrize("file", FILES)
+def test_the_unit_tests_hold(file):
     # Days of samples.
-    run("promtool", "test", "rules", FOLDER / "rules_test.yaml", timeout_s=300)
+    run("promtool", "test", "rules", FOLDER / f"{file}_test.yaml", timeout_s=300)
 
 
-def test_each_alert_is_seen_firing_and_silent():
-    tests = [one for group in yaml.safe_load((FOLDER / "rules_test.yaml").read_text())["tests"] for one in group.get("alert_rule_test", [])]
+@pytest.mark.parametrize("file", FILES)
+def test_each_alert_is_seen_firing_and_silent(file):
+    tests = [one for group in yaml.safe_load((FOLDER / f"{file}_test.yaml").read_text())["tests"] for one in group.get("alert_rule_test", [])]
     fired = {one["alertname"] for one in tests if one.get("exp_alerts")}
     silent = {one["alertname"] for one in tests if not one.get("exp_alerts")}
-    names = {alert["alert"] for alert in ALERTS}
+    names = {alert["alert"] for alert in alerts_of(file)}
     assert fired == names, "firing"
     assert names - silent == set(), "not firing where nothing is wrong"
 
@@ -59,7 +69,7 @@ def test_each_alert_is_seen_firing_and_silent():
 def test_an_alert_says_how_bad_what_and_what_to_do(alert):
     assert alert["labels"]["severity"] in ("page", "ticket")
     assert alert["for"], "one sample is no reason to call somebody"
-    assert "{{" in alert["annotations"]["summary"] or alert["alert"] == "NsaMetadataAbsent"
+    assert "{{" in alert["annotations"]["summary"] or alert["alert"].endswith("Absent")
     file, _, anchor = alert["annotations"]["runbook_url"].partition("#")
     assert file == "RUNBOOK.md"
     sections = {part.split("\n", 1)[0].lower(): part for part in re.split(r"^## ", (FOLDER / file).read_text(), flags=re.MULTILINE)[1:]}
@@ -87,19 +97,14 @@ def test_the_rules_are_made_of_what_a_server_exports(metrics):
 # On their way to a Prometheus
 
 
-def code_blocks(text):
-    """The indented blocks of a Markdown text."""
-    return [textwrap.dedent(block) for block in re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE) if block.strip()]
-
-
 def block_of(path, start):
     (found,) = (block.strip() + "\n" for block in code_blocks(path.read_text()) if block.strip().startswith(start))
     return found
 
 
-def with_the_runbook_at(address):
+def with_the_runbook_at(address, file="rules"):
     """The rules as they are to be with its address."""
-    groups = yaml.safe_load((FOLDER / "rules.yaml").read_text())
+    groups = yaml.safe_load((FOLDER / f"{file}.yaml").read_text())
     for rule in (rule for group in groups["groups"] for rule in group["rules"] if "alert" in rule):
         rule["annotations"]["runbook_url"] = rule["annotations"]["runbook_url"].replace("RUNBOOK.md", address, 1)
         assert rule["annotations"]["runbook_url"].startswith(f"{address}#")
@@ -120,14 +125,15 @@ def test_what_is_no_address_of_a_runbook_is_refused(address):
     assert done.returncode == 2 and repr(address) in done.stderr and done.stdout == ""
 
 
-def test_an_overlay_takes_the_rules_with_the_runbooks_address(tmp_path):
+@pytest.mark.parametrize(("overlay", "component", "file", "of"), [("production", MONITORING, "rules", "server"), ("edge", PROXY_RULES, "proxy-rules", "edge-proxy")])
+def test_an_overlay_takes_the_rules_with_the_runbooks_address(overlay, component, file, of, tmp_path):
     # As the README says it, in a folder of the user's.
-    command = block_of(MONITORING / "README.md", "deploy/prometheus/prometheusrule.py").replace("OVERLAY", str(tmp_path))
+    command = block_of(component / "README.md", "deploy/prometheus/prometheusrule.py").replace("OVERLAY", str(tmp_path))
     address = re.search(r"--runbook=(\S+)", command)[1]
     run("bash", "-c", command, cwd=REPOSITORY)
-    own = {"resources": [os.path.relpath(KUBERNETES / "overlays" / "production", tmp_path.resolve())], **yaml.safe_load(block_of(MONITORING / "README.md", "patches:"))}
+    own = {"resources": [os.path.relpath(KUBERNETES / "overlays" / overlay, tmp_path.resolve())], **yaml.safe_load(block_of(component / "README.md", "patches:"))}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(own))
-    assert Manifests(tmp_path).one("PrometheusRule")["spec"] == with_the_runbook_at(address)
+    assert Manifests(tmp_path).one("PrometheusRule", f"nsa-metadata-{of}")["spec"] == with_the_runbook_at(address, file)
 
 
 def test_the_rules_by_themselves_lead_to_the_runbook_where_it_is_read(tmp_path):

@@ -50,8 +50,8 @@ class RawConnection:
     def __exit__(self, *_):
         self._socket.close()
 
-    def call(self, body, headers=(), path=EXPAND, content_type="application/grpc", method="POST"):
-        """Sends a whole request, unless its stream is answered before; returns the stream's number."""
+    def call(self, body, headers=(), path=EXPAND, content_type="application/grpc", method="POST", end=True):
+        """Sends a request, unless its stream is answered before, and that it ends there; returns the stream's number."""
         stream = self._h2.get_next_available_stream_id()
         self._answers[stream] = Answer()
         fixed = [(":method", method), (":scheme", "http"), (":path", path), (":authority", self._host)]
@@ -67,7 +67,7 @@ class RawConnection:
             self._h2.send_data(stream, rest[:size].tobytes())
             rest = rest[size:]
             self._flush()
-        if not self._answers[stream].ended:
+        if end and not self._answers[stream].ended:
             self._h2.end_stream(stream)
             self._flush()
         return stream

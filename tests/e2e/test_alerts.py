@@ -89,11 +89,29 @@ def test_an_output_budget_that_fills_and_readers_that_are_cut(stubs, pb, tmp_pat
     assert firing["NsaMetadataConnectionsEnded"]["reason"] == "stalled"
 
 
-def test_connections_near_their_limit(tmp_path):
+def test_a_budget_of_lengths_that_fills(stubs, pb, tmp_path):
+    # Room for two of these: one is computed, one waits.
+    flags = ["--batch_time=200ms", "--lanes=1", "--max_batch_requests=1", "--max_sequences=1000", "--lengths_budget_bytes=16000", "--caller_share=1"]
+    many = request(pb, [1] * 1000)
+    with Server(*flags, program=TEST_SERVER) as server, alerts(server, tmp_path) as prometheus, calling(server, stubs, many, threads=8):
+        await_firing(prometheus, "NsaMetadataLengthsBudgetFilling")
+
+
+def test_connections_near_their_limit_and_over_it(tmp_path):
     with Server("--max_connections=10") as server, alerts(server, tmp_path) as prometheus, contextlib.ExitStack() as stack:
         for _ in range(9):
             stack.enter_context(wire.connect(server.address)).sendall(wire.PREFACE + wire.settings())
         await_firing(prometheus, "NsaMetadataConnectionsNearLimit")
+        for _ in range(3):
+            stack.enter_context(wire.connect(server.address))
+        await_firing(prometheus, "NsaMetadataConnectionsRefused")
+
+
+def test_descriptors_near_their_limit(tmp_path):
+    with Server("--max_connections=1000", nofile=128) as server, alerts(server, tmp_path) as prometheus, contextlib.ExitStack() as stack:
+        for _ in range(112 - server.descriptors()):
+            stack.enter_context(wire.connect(server.address)).sendall(wire.PREFACE + wire.settings())
+        await_firing(prometheus, "NsaMetadataDescriptorsNearLimit")
 
 
 def test_a_gpu_that_fails_and_the_cpu_in_its_place(stubs, pb, tmp_path):

@@ -21,6 +21,11 @@ from reference import assert_right
 MEBIBYTE = 1 << 20
 
 
+def varint(value):
+    low = bytes([value & 0x7F | (0x80 if value > 0x7F else 0)])
+    return low if value <= 0x7F else low + varint(value >> 7)
+
+
 def gzip_bomb(inflated):
     """gzip of that many zeros, a thousandth of it long."""
     packer = zlib.compressobj(9, wbits=31)
@@ -94,6 +99,66 @@ def test_many_connections_to_the_health_port_keep_no_probe_and_no_caller_waiting
             assert flood - most <= crowded <= flood - most + 5
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_metadata_that_are_named_again_do_not_pay_for_what_is_sent_beside_them():
+    # In HPACK's table after the first call: each of them takes a byte from there on.
+    named_again = [("x-filler", "f" * 900)] * 60
+    unfinished = frame(bytes(MEBIBYTE))[:-1]
+    with Server("--backend=cpu", "--max_undelivered_bytes=4194304") as server, RawConnection(server.address) as attacker:
+        with pytest.raises((OSError, AssertionError)):  # a reset
+            for _ in range(64):
+                attacker.call(unfinished, end=False)
+                for _ in range(20):
+                    attacker.answer(attacker.call(b"", headers=named_again, path="/no.such/Method"))
+        ended = "nsa_metadata_connections_ended_total"
+        eventually(lambda: server.metrics().total(ended, reason="undelivered") == 1, "the end is counted")
+
+
+@pytest.mark.parametrize("path", ["/nsa.metadata.v1.MetadataService/GetServerInfo", "/inference.GRPCInferenceService/ServerLive"])
+def test_a_question_whose_answer_nobody_takes_holds_no_request(path):
+    # A field that the server does not know.
+    value = bytes(MEBIBYTE - 100)
+    body = frame(b"\x7a" + varint(len(value)) + value)
+    with Server("--backend=cpu") as server, RawConnection(server.address, window=0) as peer:
+
+        def ask(times):
+            for _ in range(times):
+                peer.wait_for_headers(peer.call(body, path=path))
+
+        ask(5)
+        server.reset_peak_memory()
+        before = server.memory("VmRSS")
+        ask(40)
+        grown = server.memory("VmHWM") - before
+        assert grown <= 16 * MEBIBYTE, f"40 calls raised the server's memory by {grown / MEBIBYTE:.1f} MiB"
+
+
+@pytest.mark.parametrize("method", ["Check", "Watch"])
+def test_a_health_call_with_too_much_metadata_is_refused(server, method):
+    with RawConnection(server.address) as peer:
+        answer = peer.answer(peer.call(frame(b""), headers=[("x-filler", "f" * 9_000)], path=f"/grpc.health.v1.Health/{method}"))
+    assert answer.status == grpc.StatusCode.INVALID_ARGUMENT.value[0], answer.headers
+    assert "max_metadata_bytes" in answer.headers["grpc-message"]
+
+
+def test_a_stream_whose_refusals_nobody_reads_is_read_no_further(stubs, pb):
+    items, most = 64, 8
+    with Server("--backend=cpu") as server, RawConnection(server.address, window=0) as peer, channel(server.address) as on:
+
+        def refused():
+            return server.metrics().total("nsa_metadata_refused_total")
+
+        stream = peer.call(frame(b"") * items, path=f"{wire.SERVICE}/ExpandStream")
+        eventually(lambda: refused() >= most, "some are refused")
+        request = pb.ExpandRequest(extend_seq_lens=[1], seq_lens=[1], nsa_index_topk=1)
+        for _ in range(20):
+            stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=TIMEOUT_S)
+        assert refused() == most
+
+        peer.open_window(stream, MEBIBYTE)
+        assert peer.answer(stream).status == 0
+        eventually(lambda: refused() == items, "the others are refused when these are read")
 
 
 def test_a_connection_that_sends_much_and_asks_nothing_is_ended_and_another_serves_on(stubs, pb):

@@ -189,9 +189,10 @@ def test_refused_steps_of_a_replay_end_with_four(nsa_metadata, small_trace):
 def test_a_deadline_ends_with_five(nsa_metadata):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         target = f"127.0.0.1:{silent.getsockname()[1]}"
-        done = nsa_metadata("expand", "--target", target, *REQUEST, "--timeout", "100ms")
-        assert done.returncode == 5, done.stderr
-        assert "DEADLINE_EXCEEDED" in done.stderr
+        for arguments in (["expand", *REQUEST], ["health"]):
+            done = nsa_metadata(*arguments, "--target", target, "--timeout", "100ms")
+            assert done.returncode == 5, f"{arguments}: {done.stderr}"
+            assert "DEADLINE_EXCEEDED" in done.stderr
 
 
 @pytest.mark.parametrize("service", ["", "nsa.metadata.v1.MetadataService"], ids=["whole server", "service"])
@@ -201,9 +202,9 @@ def test_health_says_serving(nsa_metadata, server, port, service):
     assert (done.returncode, done.stdout) == (0, "SERVING\n"), done.stderr
 
 
-def test_health_of_an_unknown_service_is_no_success(nsa_metadata, server):
+def test_health_of_an_unknown_service_ends_with_four(nsa_metadata, server):
     done = nsa_metadata("health", "--target", server.health_address, "--service", "nsa.Nothing", "--json")
-    assert done.returncode == 3, done.stderr
+    assert done.returncode == 4, done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "NOT_FOUND"
 
 
@@ -218,6 +219,20 @@ def test_health_of_a_draining_server_ends_with_three(nsa_metadata):
             assert (done.returncode, done.stdout) == (3, "NOT_SERVING\n"), done.stderr
             assert call.result().returncode == 0, call.result().stderr
         assert server.wait() == 0, server.log
+
+
+def test_doctor_starts_servers_without_the_environments_settings(client_program):
+    settings = {"LOG_FORMAT": "json", "TLS_CERTIFICATE": "/nowhere", "TLS_KEY": "/nowhere", "MAX_TOKENS": "1"}
+    env = {f"NSA_METADATA_{name}": value for name, value in settings.items()}
+    done = run(client_program, "doctor", "--requests=1", "--json", env=env, timeout_s=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [finding["name"] for finding in json.loads(done.stdout)["findings"]][:2] == ["reference", "cpu"]
+
+
+def test_doctor_names_a_folder_for_temporary_files_that_is_not_there(client_program):
+    done = run(client_program, "doctor", "--requests=1", env={"TMPDIR": "/nowhere/at/all"})
+    assert done.returncode == 2, done.stderr
+    assert "TMPDIR is /nowhere/at/all: " in done.stderr
 
 
 def test_unix_socket_targets_are_reached(nsa_metadata, tmp_path_factory):

@@ -3,6 +3,7 @@
 import collections
 import math
 import queue
+import re
 import socket
 import subprocess
 import urllib.request
@@ -11,7 +12,8 @@ import grpc
 import pytest
 
 from calls import SERVICE, TIMEOUT_S, channel, raw_expand
-from programs import Server, environment, eventually, tool
+from certificates import Authority
+from programs import REPOSITORY, Server, environment, eventually, tool
 from prometheus import Prometheus
 from reference import MODES
 
@@ -59,6 +61,31 @@ def test_promtool_finds_nothing_to_criticise(server, pb):
         env=environment(),
     )
     assert (check.returncode, check.stdout + check.stderr) == (0, "")
+
+
+def exported(page):
+    """{name: (type, names of its labels)} of a metrics page."""
+    families = {}
+    for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, re.MULTILINE):
+        suffix = "_count" if kind == "histogram" else ""
+        series = re.findall(rf"^{name}{suffix}(?:\{{(.*)\}})? ", page, re.MULTILINE)
+        assert series, f"{name} has no series"
+        families[name] = kind, {label for labels in series for label in re.findall(r'(\w+)="', labels)}
+    return families
+
+
+def test_the_list_of_metrics_is_what_a_server_exports(tmp_path):
+    certificate, key = Authority().issue("localhost").write(tmp_path, "server")
+    with Server(f"--tls_certificate={certificate}", f"--tls_key={key}") as server:
+        _, page = server.get("/metrics")
+    with Server() as server:
+        _, page_without_tls = server.get("/metrics")
+    text = (REPOSITORY / "deploy" / "prometheus" / "METRICS.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (counter|gauge|histogram) \| (.*?) ?\| (.+) \|$", text, re.MULTILINE)
+    listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in rows}
+    assert len(listed) == len(rows), "a name is there once"
+    assert listed == exported(page)
+    assert {name for name, _, _, what in rows if "--tls_certificate" in what} == listed.keys() - exported(page_without_tls).keys()
 
 
 def test_counts_equal_the_callers_own(own_server, stubs, pb):

@@ -92,6 +92,53 @@ def test_check_adds_the_drafts_where_the_dump_has_lengths_before_them(tmp_path):
     assert code == 0 and re.search(r"^matches +sglang-target-verify$", said, re.MULTILINE), said
 
 
+def test_check_adds_no_drafts_to_lengths_that_have_them(tmp_path):
+    path = tmp_path / "dump.json"
+    verify = {"cache_seqlens_int32": [12, 6], "nsa_seqlens_expanded": [11, 12, 5, 6]}
+    path.write_text(json.dumps({**verify, "num_draft_tokens": 2}))
+    for flags in ([], ["--preset=sglang-target-verify"]):
+        code, said = check(path, *flags)
+        assert code == 0 and re.search("^matches +sglang-target-verify$", said, re.MULTILINE), said
+    path.write_text(json.dumps({**verify, "extend_seq_lens": [2, 2]}))
+    assert check(path, "--preset=sglang-target-verify")[0] == 0
+    path.write_text(json.dumps({**verify, "num_draft_tokens": 2, "nsa_seqlens_expanded": [13, 14, 7, 8]}))
+    code, said = check(path, "--preset=sglang-target-verify")
+    assert code == 1 and "all values are 2 too large" in said, said
+
+
+@pytest.mark.parametrize("lengths", [
+    {"seq_lens": [10, 4], "num_draft_tokens": 2, "nsa_seqlens_expanded": [11, 12, 5, 6]},
+    {"seq_lens": [10, 4], "accept_lens": [3, 1], "nsa_seqlens_expanded": [8, 9, 10, 4]},
+], ids=["target_verify", "draft_extend"])
+def test_check_takes_sglangs_query_for_each_token(tmp_path, lengths):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({**lengths, "cu_seqlens_q": [0, 1, 2, 3, 4]}))
+    code, said = check(path)
+    assert code == 0 and re.search("^cu_seqlens_q +right\n +looks like SGLang's, a query for each token: 0 to 4$", said, re.MULTILINE), said
+    for wrong in ([0, 1, 2, 3], [0, 1, 2, 3, 5]):
+        path.write_text(json.dumps({**lengths, "cu_seqlens_q": wrong}))
+        code, said = check(path)
+        assert code == 1 and "SGLang's" not in said, said
+
+
+def test_check_takes_no_query_for_each_token_in_the_other_mode(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"kv_lens": [10, 4], "max_draft_tokens": 1, "kv_lens_expanded": [10, 10, 4, 4], "cu_seqlens_q": [0, 1, 2, 3, 4]}))
+    code, said = check(path)
+    assert code == 1 and "cu_seqlens_q[1] is 1, want 2" in said, said
+
+
+def test_check_compares_a_cu_seqlens_q_that_the_drafts_make_no_lengths(tmp_path):
+    path = tmp_path / "dump.json"
+    dump = {"seq_lens": [10, 4], "nsa_seqlens_expanded": [11, 12, 5, 6], "cu_seqlens_q": [0, 2, 1]}
+    path.write_text(json.dumps({**dump, "num_draft_tokens": 2}))
+    code, said = check(path)
+    assert code == 1 and "cu_seqlens_q[2] is 1, want 4" in said, said
+    path.write_text(json.dumps(dump))
+    code, said = check(path)
+    assert code == 2 and "cu_seqlens_q[2] is 1, must be 2 or more" in said, said
+
+
 def test_check_knows_engines_names_for_arrays(tmp_path):
     expanded = ranges(LENGTHS, SEQ_LENS)
     path = tmp_path / "dump.npz"
@@ -232,13 +279,22 @@ def files(tmp_path):
     yield "dump.json", "[1, 2]", "no JSON object"
     yield "dump.json", json.dumps({**good, "seq_lens": [4.5]}), "seq_lens whose value 0 is no whole number"
     yield "dump.json", json.dumps({**good, "seq_lens": [1 << 40]}), "passes int32"
-    yield "dump.json", json.dumps({"seqlens_expanded": [4]}), "no array seq_lens"
+    yield "dump.json", json.dumps({"seqlens_expanded": [4]}), "no array seq_lens (or kv_lens, cache_seqlens, cache_seqlens_int32, seq_lens_cpu)"
     yield "dump.json", json.dumps({"seq_lens": [4]}), "no array to check"
     yield "dump.json", json.dumps({**good, "extend_seq_lens": [1, 1]}), "seq_lens has 1 values, extend_seq_lens has 2"
-    yield "dump.json", json.dumps({**good, "extend_seq_lens": [-1]}), "a length is less than 0"
-    yield "dump.json", json.dumps({**good, "extend_seq_lens": [1 << 30]}), "more than 67108864 tokens"
-    yield "dump.json", json.dumps({"seq_lens": [4], "positions": [2, 3]}), "there is no array extend_seq_lens"
+    yield "dump.json", json.dumps({"kv_lens": [4], "seqlens_expanded": [4], "decode_lens": [1, 1]}), "kv_lens has 1 values, decode_lens has 2"
+    yield "dump.json", json.dumps({**good, "extend_seq_lens": [-1]}), "extend_seq_lens[0] is -1, must be 0 or more"
+    yield "dump.json", json.dumps({**good, "seq_lens": [4, -3]}), "seq_lens[1] is -3, must be 0 or more"
+    yield "dump.json", json.dumps({"kv_lens": [4, -3], "seqlens_expanded": [4]}), "kv_lens[1] is -3, must be 0 or more"
+    yield "dump.json", json.dumps({**good, "qo_indptr": [-1, 1]}), "qo_indptr[0] is -1, must be 0 or more"
+    yield "dump.json", json.dumps({**good, "append_indptr": [3, 1]}), "append_indptr[1] is 1, must be 3 or more"
+    yield "dump.json", json.dumps({**good, "num_draft_tokens": -2}), "num_draft_tokens is -2, must be 0 or more"
+    yield "dump.json", json.dumps({**good, "extend_seq_lens": [1 << 30]}), "extend_seq_lens comes to 1073741824 tokens, must be at most 67108864"
+    yield "dump.json", json.dumps({**good, "append_indptr": [0, 1 << 30]}), "append_indptr comes to 1073741824 tokens, must be at most 67108864"
+    yield "dump.json", json.dumps({**good, "num_draft_tokens": 1 << 30}), "num_draft_tokens 1073741824 for 1 sequences comes to 1073741824 tokens, must be at most 67108864"
+    yield "dump.json", json.dumps({"seq_lens": [4], "positions": [2, 3]}), "positions has 2 values for 1 sequences, and there is no array extend_seq_lens (or decode_lens,"
     yield "dump.json", json.dumps({**good, "nsa_cache_seqlens": [4]}), "nsa_cache_seqlens needs nsa_index_topk"
+    yield "dump.json", json.dumps({**good, "nsa_cache_seqlens": [0], "index_topk": 0}), "index_topk is 0, and nsa_cache_seqlens needs at least 1"
     yield "dump.npz", "not a zip file", "is no .npz file"
 
 
@@ -263,9 +319,50 @@ def test_check_refuses_what_it_can_not_read(tmp_path):
 
 def test_check_leaves_out_what_holds_no_integers(tmp_path):
     np.savez(tmp_path / "dump.npz", extend_seq_lens=[3, 2], seq_lens=[10, 4], seqlens_expanded=[8, 9, 10, 3, 4], weights=[1.5], names=["a"], mask=[True])
-    assert check(tmp_path / "dump.npz")[0] == 0
+    code, said = check(tmp_path / "dump.npz")
+    assert code == 0 and re.search("^not looked at +mask, names, weights$", said, re.MULTILINE), said
     (tmp_path / "dump.json").write_text(json.dumps({"seq_lens": [4], "seqlens_expanded": [4], "comment": "decode", "captured": True, "none": None}))
-    assert check(tmp_path / "dump.json")[0] == 0
+    code, said = check(tmp_path / "dump.json")
+    assert code == 0 and re.search("^not looked at +captured, comment, none$", said, re.MULTILINE), said
+
+
+@pytest.mark.parametrize(("name", "values", "wanted"), [
+    ("nsa_cache_seqlens", np.array([4.0]), "nsa_cache_seqlens has no integers: <f8"),
+    ("positions", np.array([3], ">i4"), "positions has no little-endian integers: >i4"),
+    ("extend_seq_lens", np.array([True]), "extend_seq_lens has no integers: |b1"),
+    ("index_topk", np.array(["2048"]), "index_topk has no integers: <U4"),
+    ("ks", np.array([(0, 1)], "i4,i4"), "ks has no integers: values of several fields"),
+    ("positions", None, "positions has no integers: null"),
+    ("nsa_cache_seqlens", "4", "nsa_cache_seqlens has no integers: a string"),
+    ("num_draft_tokens", False, "num_draft_tokens has no integers: a truth value"),
+    ("ke", {"0": 1}, "ke has no integers: an object"),
+], ids=lambda part: part if isinstance(part, str) else "")
+def test_check_leaves_out_no_name_that_it_knows(tmp_path, name, values, wanted):
+    dump = {"seq_lens": [4], "seqlens_expanded": [4], name: values}
+    if isinstance(values, np.ndarray):
+        path = tmp_path / "dump.npz"
+        np.savez(path, **dump)
+    else:
+        path = tmp_path / "dump.json"
+        path.write_text(json.dumps(dump))
+    code, said = check(path)
+    assert code == 2 and wanted in said, said
+
+
+def test_check_says_that_verify_needs_the_number_of_drafts(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"seq_lens": [10, 4], "seqlens_expanded": [11, 12, 5, 6]}))
+    code, said = check(path, "--preset=sglang-target-verify")
+    assert code == 2 and "needs num_draft_tokens (or speculative_num_draft_tokens), which is neither there nor given by --num_draft_tokens" in said, said
+    assert check(path, "--preset=sglang-target-verify", "--num_draft_tokens=2")[0] == 0
+
+
+def test_check_refuses_a_top_k_below_one(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"seq_lens": [4], "nsa_cache_seqlens": [0]}))
+    for value in ("0", "-1"):
+        code, said = check(path, f"--nsa_index_topk={value}")
+        assert code == 2 and re.search(rf"--nsa_index_topk: Value {value} not in range \[?1 ", said), said
 
 
 def test_check_takes_running_sums_and_tensorrt_llms_names(tmp_path):
@@ -284,6 +381,16 @@ def test_presets_change_no_value_that_does_not_fit():
                 on.expand(**lengths, nsa_index_topk=8)
         with pytest.raises((TypeError, ValueError), match="seq_lens"):
             presets.sglang_target_verify(bad, 2)
+
+
+def test_presets_take_no_number_of_drafts_that_is_no_integer():
+    for preset, name in ((presets.sglang_target_verify, "num_draft_tokens"), (presets.tensorrt_llm_kv_lens_expanded, "max_draft_tokens")):
+        for bad in (1.7, 2.0, "2", None):
+            with pytest.raises(TypeError, match=re.escape(f"{name} is {bad!r}, want an integer")):
+                preset([10, 4], bad)
+        with pytest.raises(ValueError, match=f"{name} is 2147483648, want at most 2147483647"):
+            preset([10, 4], 2**31)
+    assert presets.tensorrt_llm_kv_lens_expanded([10, 4], np.int64(1))["extend_seq_lens"].tolist() == [2, 2]
 
 
 def test_the_documents_example_is_what_it_prints(tmp_path):

@@ -121,6 +121,7 @@ def test_sigint_drains_too():
         ("--max_sequences=99999999999", "--max_sequences=99999999999 must be from 1 to"),
         ("--max_unary_reply_bytes=67108865", "--max_unary_reply_bytes=67108865 must be from 1024 to 67108864"),
         ("--output_budget_bytes=1000", "--output_budget_bytes=1000 must be from"),
+        ("--max_tokens=8388608", "must be from 8388608 to 1073741824: at least --max_tokens"),
         ("--max_queue_requests=0", "--max_queue_requests=0 must be from 1"),
         ("--max_rpc_duration=0", "--max_rpc_duration=0 must be from 1ms"),
         ("--batch_delay=-1s", "--batch_delay=-1s must be from 0"),
@@ -250,6 +251,16 @@ def test_a_second_server_can_not_share_a_port(attribute):
         done = run(SERVER, *FREE_PORTS, f"--{flag}={getattr(server, attribute)}")
         assert done.returncode == 1, done.stderr
         assert getattr(server, attribute) in done.stderr
+
+
+def test_it_listens_wherever_a_listen_flag_says(tmp_path, stubs, pb):
+    sockets = [f"unix:{tmp_path}/{name}" for name in ("first", "second")]
+    request = pb.ExpandRequest(extend_seq_lens=[1], seq_lens=[1], nsa_index_topk=1)
+    with Server(*(f"--listen={address}" for address in sockets)) as server:
+        for address in sockets:
+            with channel(address) as on:
+                assert stubs.rpc.MetadataServiceStub(on).Expand(request, timeout=TIMEOUT_S).seqlens_expanded == [1], server.log
+
 
 
 def test_a_tcp_and_a_unix_listener_both_serve(stubs, folder):

@@ -5,6 +5,7 @@ import concurrent.futures
 import contextlib
 import itertools
 import pickle
+import re
 import socket
 import struct
 import sys
@@ -183,6 +184,13 @@ def test_what_the_wire_cannot_hold_is_named_and_not_sent(client, change, message
 def test_what_is_no_integer_is_a_type_error(client, values):
     with pytest.raises(TypeError, match=r"seq_lens\[\d\] is .*, want an integer"):
         client.expand(**{**SMALL, "seq_lens": values})
+
+
+@pytest.mark.parametrize("value", [2048.0, "2048", None], ids=repr)
+@pytest.mark.parametrize("name", ["nsa_index_topk", "request_id"])
+def test_a_number_that_is_no_integer_is_a_type_error_with_its_name(client, name, value):
+    with pytest.raises(TypeError, match=re.escape(f"{name} is {value!r}, want an integer")):
+        client.expand(**{**SMALL, name: value})
 
 
 def test_the_mode_has_no_default(client):

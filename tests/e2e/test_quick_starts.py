@@ -95,9 +95,10 @@ def lines_to(end, process, timeout_s=60):
     pytest.fail(f"no line {end!r}: {said}")
 
 
-def test_the_commands_of_run_sh_and_of_the_readme_work_in_the_root(serve, root):
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_the_commands_of_run_sh_and_of_the_readme_work_in_the_root(serve, root, log_format):
     (readmes,) = re.findall(r"^ {4}(\S*nsa-metadata expand .*)$", (REPOSITORY / "README.md").read_text(), re.MULTILINE)
-    script = [root / "deploy" / "local" / "run.sh", *ANY_PORTS]
+    script = [root / "deploy" / "local" / "run.sh", *ANY_PORTS, f"--log_format={log_format}"]
     with subprocess.Popen(script, cwd="/", stdout=subprocess.PIPE, text=True, env=in_reach(serve, root)) as running:
         try:
             shown = lines_to("serving gRPC on ", running)

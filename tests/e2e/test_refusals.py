@@ -434,6 +434,16 @@ def test_a_used_budget_refuses_what_comes_next(stubs, pb):
         eventually(lambda: server.metrics().total("nsa_metadata_output_blocks_in_use") == 0, "the blocks are back")
 
 
+@pytest.mark.parametrize("path", [
+    "/nsa.metadata.v1.MetadataService/GetServerInfo",
+    *(f"/inference.GRPCInferenceService/{method}" for method in ("ServerLive", "ServerReady", "ServerMetadata")),
+])
+def test_a_question_that_can_not_be_decoded_is_refused(server, path):
+    with RawConnection(server.address) as peer:
+        answer = peer.answer(peer.call(frame(b"\xff\xff"), path=path))
+    assert answer.status == INVALID.value[0], answer.headers
+
+
 def test_a_slow_reader_holds_its_part_of_the_budget_until_it_reads(stubs, pb):
     with (
         Server(*SMALL_BUDGET) as server,

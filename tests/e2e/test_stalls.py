@@ -180,3 +180,10 @@ def test_a_reply_that_is_read_late_arrives_whole_though_the_server_drains_meanwh
         assert reader.statuses == {stream: 0}
         assert_right(pb.ExpandResponse.FromString(bytes(reader.bodies[stream][5:])), request, "REPEAT")
         assert server.wait() == 0, server.log
+
+
+def test_a_watch_that_takes_nothing_does_not_hold_up_the_drain():
+    with Server("--backend=cpu", "--drain_timeout=5m", "--lame_duck=0") as server, RawConnection(server.address, window=0) as stuck:
+        stuck.wait_for_headers(stuck.call(frame(b""), path="/grpc.health.v1.Health/Watch"))
+        server.terminate()
+        assert server.wait() == 0, server.log

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nsa_metadata.enums import Mode
-from nsa_metadata.request import int32_array
+from nsa_metadata.request import int32, int32_array
 
 
 class Lengths(TypedDict):
@@ -38,6 +38,7 @@ def sglang_decode(seq_lens: ArrayLike) -> Lengths:
 
 def sglang_target_verify(seq_lens: ArrayLike, num_draft_tokens: int) -> Lengths:
     """SGLang, target_verify: `num_draft_tokens` drafts after each sequence of seq_lens tokens."""
+    num_draft_tokens = int32("num_draft_tokens", num_draft_tokens)
     return {
         "extend_seq_lens": _as_many(num_draft_tokens, seq_lens),
         "seq_lens": _integers("seq_lens", seq_lens) + num_draft_tokens,
@@ -65,4 +66,5 @@ def flashinfer_batch_indices_positions(append_indptr: ArrayLike, seq_lens: Array
 
 def tensorrt_llm_kv_lens_expanded(kv_lens: ArrayLike, max_draft_tokens: int) -> Lengths:
     """TensorRT-LLM's kv_lens_expanded: each length once for each of a sequence's 1 + max_draft_tokens tokens."""
-    return {"extend_seq_lens": _as_many(1 + max_draft_tokens, kv_lens), "seq_lens": kv_lens, "mode": "repeat"}
+    rows = 1 + int32("max_draft_tokens", max_draft_tokens)
+    return {"extend_seq_lens": _as_many(rows, kv_lens), "seq_lens": kv_lens, "mode": "repeat"}

@@ -61,7 +61,7 @@ def encode(
             q.data,
             bytes_head(3, s.nbytes),
             s.data,
-            integer_field(4, _check_range("nsa_index_topk", nsa_index_topk, _INT32.min, _INT32.max)),
+            integer_field(4, int32("nsa_index_topk", nsa_index_topk)),
             integer_field(5, number_of("mode", mode, MODES)),
             bytes_head(6, len(asked)),
             bytes(OUTPUTS.index(name) + 1 for name in asked),
@@ -70,8 +70,16 @@ def encode(
     )
 
 
+def int32(argument: str, value: int) -> int:
+    """`value` as an int. TypeError where it is no integer, ValueError where it doesn't fit int32."""
+    return _check_range(argument, value, _INT32.min, _INT32.max)
+
+
 def _check_range(name: str, value: int, least: int, most: int) -> int:
-    value = operator.index(value)
+    try:
+        value = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, want an integer") from None
     if value < least:
         raise ValueError(f"{name} is {value}, want at least {least}")
     if value > most:
