@@ -163,7 +163,7 @@ class StreamCall {
   // Items read whose last answer is not written yet.
   int64_t unanswered_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t refusals_ ABSL_GUARDED_BY(mutex_) = 0;  // in the outbox
-  int operations_ ABSL_GUARDED_BY(mutex_) = 1;  // the call itself, until OnDone
+  int operations_ ABSL_GUARDED_BY(mutex_) = 1;    // the call itself, until OnDone
   bool reading_ ABSL_GUARDED_BY(mutex_) = false;
   bool taking_ ABSL_GUARDED_BY(mutex_) = false;       // what was read
   bool awaits_room_ ABSL_GUARDED_BY(mutex_) = false;  // a retry is to come
