@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <functional>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <string_view>
@@ -36,6 +37,7 @@ const std::vector<std::string_view> kRepeatNames = {"kv_lens_expanded"};
 // The one that builds nothing but where tokens are.
 constexpr char kFlashInfer[] = "flashinfer-batch-indices-positions";
 constexpr char kTargetVerify[] = "sglang-target-verify";
+constexpr char kDraftExtend[] = "sglang-draft-extend";
 // What is compared is built, several times over.
 constexpr int64_t kMostTokens = int64_t{1} << 26;
 
@@ -105,9 +107,13 @@ struct Candidate {
   }
 };
 
+// Whether the preset's cu_seqlens_q may be as IsOneAToken says.
+bool HasOneAToken(std::string_view preset) { return preset == kTargetVerify || preset == kDraftExtend; }
+
 // SGLang's cu_seqlens_q in target_verify and draft_extend: each token is a query of its own, so that it is 0 to
 // total_tokens, and no running sum of the sequences.
-bool IsOneAToken(const Given& given, const Candidate& candidate) {
+bool IsOneAToken(const Given& given, const Candidate& candidate, const std::optional<std::string>& preset) {
+  if (preset ? !HasOneAToken(*preset) : std::ranges::none_of(candidate.presets, HasOneAToken)) return false;
   if (given.name != "cu_seqlens_q" || candidate.lengths.mode != v1::SEQUENCE_MODE_CAUSAL) return false;
   const Array& got = *given.values;
   if (static_cast<int64_t>(got.size()) != static_cast<int64_t>(candidate.response.total_tokens()) + 1) return false;
@@ -321,7 +327,7 @@ absl::StatusOr<std::vector<Candidate>> CandidatesOf(const Dump& dump, const Chec
   std::vector<Candidate> candidates;
   if (!q || AllAre(*q, 1)) candidates.push_back({{"sglang-decode"}, SglangDecode(s->second)});
   if (q) {
-    candidates.push_back({{"sglang-extend", "sglang-draft-extend", "vllm-ragged-decode"}, SglangExtend(*q, s->second)});
+    candidates.push_back({{"sglang-extend", kDraftExtend, "vllm-ragged-decode"}, SglangExtend(*q, s->second)});
     PresetLengths repeat = SglangExtend(*q, s->second);
     repeat.mode = v1::SEQUENCE_MODE_REPEAT;
     const bool even = !q->empty() && AllAre(*q, q->front());
@@ -443,9 +449,14 @@ absl::Status CheckSkipped(const Dump& dump) {
 }  // namespace
 
 const std::vector<std::string>& PresetNames() {
-  static const auto& names = *new std::vector<std::string>{
-      "sglang-decode",      "sglang-extend", "sglang-draft-extend",           kTargetVerify,
-      "vllm-ragged-decode", kFlashInfer,     "tensorrt-llm-kv-lens-expanded", "repeat"};
+  static const auto& names = *new std::vector<std::string>{"sglang-decode",
+                                                           "sglang-extend",
+                                                           kDraftExtend,
+                                                           kTargetVerify,
+                                                           "vllm-ragged-decode",
+                                                           kFlashInfer,
+                                                           "tensorrt-llm-kv-lens-expanded",
+                                                           "repeat"};
   return names;
 }
 
@@ -502,14 +513,18 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   for (const Candidate& candidate : *candidates) {
     if (!candidate.may_match) continue;
     std::pair<size_t, size_t> score;  // arrays that are right, and values that come before a wrong one
+    bool one_a_token = false;
     for (const Given& given : *arrays) {
       const Array want = candidate.Want(*given.field);
-      const bool right = *given.values == want || IsOneAToken(given, candidate);
+      const bool same = *given.values == want;
+      const bool right = same || IsOneAToken(given, candidate, options.preset);
+      one_a_token = one_a_token || (right && !same);
       score.first += right;
       score.second += right ? given.values->size() : FirstDifference(*given.values, want);
     }
     if (score.first == arrays->size()) {
-      result.matches.insert(result.matches.end(), candidate.presets.begin(), candidate.presets.end());
+      std::ranges::copy_if(candidate.presets, std::back_inserter(result.matches),
+                           [&](const auto& preset) { return !one_a_token || HasOneAToken(preset); });
     }
     if (nearest == nullptr || score > nearest_score) {
       nearest = &candidate;
@@ -527,7 +542,7 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
     finding.name = given.name;
     finding.output = std::string(given.field->name);
     if (*given.values == want) continue;
-    if (IsOneAToken(given, *nearest)) {
+    if (IsOneAToken(given, *nearest, options.preset)) {
       finding.looks_like = absl::StrCat("SGLang's, a query for each token: 0 to ", given.values->size() - 1);
       continue;
     }

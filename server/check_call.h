@@ -16,8 +16,8 @@ namespace nsa::metadata::server {
 // What a call's metadata take, as HTTP/2 counts a header list.
 int64_t MetadataBytes(const grpc::ServerContextBase& call);
 
-// What they may have cost on the wire: of more than a KiB each field counts once, since a caller names those that HPACK
-// keeps (1 KiB of a connection's, see grpc_connections.cc) again by a byte.
+// What they may have cost on the wire: of more than a KiB each field counts once, since a caller names again by a byte
+// what HPACK keeps, 4 KiB of a connection's.
 size_t MetadataWireBytes(const grpc::ServerContextBase& call, int64_t metadata_bytes);
 
 // Refuses metadata of more.

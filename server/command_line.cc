@@ -30,7 +30,8 @@ const Options kDefault;
 }
 
 ABSL_FLAG(std::vector<std::string>, listen, kDefault.listen,
-          "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas or by several flags");
+          "Where to serve gRPC: host:port, [v6]:port or unix:path, several with commas, or by several flags of the "
+          "command line");
 ABSL_FLAG(std::string, health_listen, kDefault.health_listen, "Where to serve grpc.health.v1");
 ABSL_FLAG(std::string, metrics_listen, kDefault.metrics_listen,
           "Where to serve the status page, /metrics, /healthz and /readyz over HTTP");
@@ -270,7 +271,11 @@ Options OptionsFromCommandLine(int argc, char** argv) {
   CheckFlagFiles(argc, argv);
   const std::string listen = JoinedListen(argc, argv);
   std::vector<char*> arguments(argv, argv + argc);
-  if (!listen.empty()) arguments.push_back(const_cast<char*>(listen.c_str()));
+  if (!listen.empty()) {
+    const auto end = std::find_if(arguments.begin() + 1, arguments.end(),
+                                  [](const char* argument) { return absl::string_view(argument) == "--"; });
+    arguments.insert(end, const_cast<char*>(listen.c_str()));
+  }
   const std::vector<char*> rest = absl::ParseCommandLine(static_cast<int>(arguments.size()), arguments.data());
   if (rest.size() > 1) {
     fprintf(stderr, "unknown argument '%s'; flags are --name=value, see --help\n", rest[1]);

@@ -37,7 +37,8 @@ class Delivered {
   // Bytes that the requests so far account for; wraps around.
   uint64_t At(DeliverySlot slot) const { return bytes_[slot].load(std::memory_order_relaxed); }
 
-  // A stream with all the items in flight that it may have, or for want of room, is read no further, until it is again:
+  // A stream with all the items in flight or refusals unread that it may have, or for want of room, is read no further,
+  // until it is again:
   // what has come on it meanwhile is the service's doing.
   void BeginWait(DeliverySlot slot) {
     waiting_[slot].fetch_add(1, std::memory_order_relaxed);

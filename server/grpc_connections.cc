@@ -25,9 +25,6 @@ void SetConnectionArguments(grpc::ServerBuilder& builder, const ConnectionOption
   builder.AddChannelArgument(GRPC_ARG_ENABLE_PER_MESSAGE_COMPRESSION, 0);
   // gRPC's own limit is a coarse one, far behind ours: what passes it fails other calls of the connection too.
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, static_cast<int>(8 * options.max_metadata_bytes));
-  // What a caller can name again by a byte, and has sent once (see MetadataWireBytes). The fields of a gRPC call take
-  // half of it.
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_HPACK_TABLE_SIZE_DECODER, 1'024);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, static_cast<int>(options.max_streams_per_connection));
   // Not 0, which is gRPC's for none.
   const absl::Duration age = absl::Ceil(options.max_connection_age / kAgeSpread, absl::Milliseconds(1));

@@ -99,7 +99,7 @@ struct Options {
   RequestLimits request;
   BatchOptions batch;
   ConnectionOptions connection;
-  // Items read from one stream and not answered yet; it waits at that many.
+  // Items read from one stream and not answered yet; it waits at that many, and at eight refusals that are not read.
   int64_t max_stream_inflight = 64;
   int64_t output_budget_bytes = int64_t{256} << 20;
   // Memory of lengths of requests that are read and not answered yet, of more sequences than a Task has room for in

@@ -269,21 +269,19 @@ void Server::Parts::ShutDownServer() {
   // UNAVAILABLE to its caller, who goes to another server.
   service->DrainStreams();
   std::atomic<bool> ended{false};
-  std::thread end;
-  if (StopReading()) {
-    end = std::thread([this, &ended] {
-      absl::SleepFor(kSettles);  // for the GOAWAY to go out
-      // One that was on its way here all the time may have come since.
-      while (!ended && (service->live_calls() > 0 || acceptor->connections().ShutDownSent() > 0)) {
-        absl::SleepFor(kSettles);
-      }
-    });
-  } else {
-    spdlog::info("some calls take longer; new ones on their connections may be cancelled");
-  }
+  const bool answered = StopReading();
+  if (!answered) spdlog::info("some calls take longer; new ones on their connections may be cancelled");
+  std::thread end([this, answered, &ended] {
+    absl::SleepFor(kSettles);  // for the GOAWAY to go out
+    // One that was on its way here all the time may have come since.
+    while (!ended && (service->live_calls() > 0 || (answered && acceptor->connections().ShutDownSent() > 0))) {
+      service->EndStuckWatches();
+      absl::SleepFor(kSettles);
+    }
+  });
   server->Shutdown(std::chrono::system_clock::now() + absl::ToChronoNanoseconds(options.drain_timeout));
   ended = true;
-  if (end.joinable()) end.join();
+  end.join();
 }
 
 void Server::Parts::AddGauges() {

@@ -121,6 +121,15 @@ def test_check_takes_sglangs_query_for_each_token(tmp_path, lengths):
         assert code == 1 and "SGLang's" not in said, said
 
 
+def test_check_takes_no_query_for_each_token_of_other_presets(tmp_path):
+    path = tmp_path / "dump.json"
+    path.write_text(json.dumps({"seq_lens": [10, 4], "extend_seq_lens": [3, 1], "nsa_seqlens_expanded": [8, 9, 10, 4], "cu_seqlens_q": [0, 1, 2, 3, 4]}))
+    code, said = check(path)
+    assert code == 0 and re.search("^matches +sglang-draft-extend$", said, re.MULTILINE), said
+    code, said = check(path, "--preset=sglang-extend")
+    assert code == 1 and "cu_seqlens_q[1] is 1, want 3" in said, said
+
+
 def test_check_takes_no_query_for_each_token_in_the_other_mode(tmp_path):
     path = tmp_path / "dump.json"
     path.write_text(json.dumps({"kv_lens": [10, 4], "max_draft_tokens": 1, "kv_lens_expanded": [10, 10, 4, 4], "cu_seqlens_q": [0, 1, 2, 3, 4]}))

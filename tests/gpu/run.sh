@@ -95,8 +95,8 @@ for tool in memcheck racecheck initcheck synccheck; do
   stage "$tool-backends" sanitize "$tool" kernels_test "$few"
 done
 # A tile's steps, which take many tokens.
-stage memcheck-many-launchers sanitize memcheck cuda_test '*ManyTokens/tile'
-stage memcheck-many-backends sanitize memcheck kernels_test '*ManyTokens/cuda_tile'
+stage memcheck-many-launchers sanitize memcheck cuda_test '*Tokens*/tile'
+stage memcheck-many-backends sanitize memcheck kernels_test '*Tokens*/cuda_tile'
 # Of nothing but what is skipped pytest says 5.
 stage from-python env PYTHONPATH="$PWD/$installed/python" python3 -m pytest -q -p no:cacheprovider tests/local/test_local_cuda.py
 for trace in "$@"; do

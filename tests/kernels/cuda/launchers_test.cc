@@ -229,6 +229,26 @@ TEST_P(LaunchersTest, AgreeWithTheReferenceOnMoreTokensThanACardTakesAtOnce) {
   }
 }
 
+// In the middle of many tokens, and where what begins after them is past int32's end.
+TEST_P(LaunchersTest, WriteNothingPastACapacityOfManyTokens) {
+  std::mt19937_64 random(16);
+  const OutputSet outputs = {Output::kSeqlensExpanded, Output::kNsaCacheSeqlens};
+  for (int64_t capacity : {2'200'000, 8'500'000}) {
+    TestRequest request = testing::MixedSequences(random, capacity + 50'000, outputs);
+    Arrays want = testing::ReferenceArrays(request);
+    for (size_t i : {size_t{0}, size_t{1}}) want[i].resize(static_cast<size_t>(capacity));
+    for (int more = 0; more < 3; ++more) {
+      request.extend_seq_lens.push_back(INT32_MAX);
+      request.seq_lens.push_back(INT32_MAX);
+    }
+    Arrays got;
+    int64_t total_tokens = -1;
+    Run(request, capacity, &got, &total_tokens);
+    EXPECT_EQ(total_tokens, request.total_tokens());
+    EXPECT_TRUE(got == want) << capacity << " tokens";
+  }
+}
+
 TEST_P(LaunchersTest, WriteNothingPastTheCapacityAndSayHowMuchWasNeeded) {
   const TestRequest request{.spec = {.nsa_index_topk = 4, .mode = SequenceMode::kCausal, .outputs = OutputSet::All()},
                             .extend_seq_lens = {300, 0, 500},
