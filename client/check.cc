@@ -446,6 +446,72 @@ absl::Status CheckSkipped(const Dump& dump) {
   return absl::OkStatus();
 }
 
+// Refuses arrays of more tokens than decode has where nothing says of how many else.
+absl::Status CheckDecode(const std::vector<Given>& arrays, const std::vector<Candidate>& candidates) {
+  if (candidates.size() != 1 || candidates.front().presets.front() != "sglang-decode") return absl::OkStatus();
+  const size_t num_sequences = candidates.front().lengths.seq_lens.size();
+  for (const Given& given : arrays) {
+    if (!given.field->per_token || given.values->size() <= num_sequences) continue;
+    return Wrong(absl::StrCat(given.name, " has ", given.values->size(), " values for ", num_sequences,
+                              " sequences, and there is no array ", AnyOf(kExtendSeqLens)));
+  }
+  return absl::OkStatus();
+}
+
+bool NeedsTopK(v1::Output output) {
+  return output == v1::OUTPUT_NSA_CACHE_SEQLENS || output == v1::OUTPUT_NSA_CU_SEQLENS_K;
+}
+
+bool IsPlace(v1::Output output) { return output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS; }
+
+// Computes what each would have in place of the arrays.
+void Compute(const std::vector<Given>& arrays, int32_t top_k, std::vector<Candidate>& candidates) {
+  for (Candidate& candidate : candidates) {
+    Request request = candidate.lengths.ToRequest();
+    request.nsa_index_topk = top_k;
+    request.outputs = {v1::OUTPUT_SEQLENS_EXPANDED};  // others are explained by it
+    for (const Given& given : arrays) request.outputs.push_back(given.field->output);
+    candidate.response = Reference(request);
+  }
+}
+
+// How much of the arrays is a candidate's; the more the greater.
+struct Score {
+  size_t right = 0;   // arrays
+  size_t before = 0;  // values that come before a wrong one
+  bool one_a_token = false;
+
+  bool operator>(const Score& other) const { return std::pair(right, before) > std::pair(other.right, other.before); }
+};
+
+Score ScoreOf(const Candidate& candidate, const std::vector<Given>& arrays, const std::optional<std::string>& preset) {
+  Score score;
+  for (const Given& given : arrays) {
+    const Array want = candidate.Want(*given.field);
+    const bool same = *given.values == want;
+    const bool right = same || IsOneAToken(given, candidate, preset);
+    score.one_a_token = score.one_a_token || (right && !same);
+    score.right += right;
+    score.before += right ? given.values->size() : FirstDifference(*given.values, want);
+  }
+  return score;
+}
+
+ArrayFinding FindingOf(const Given& given, const Candidate& nearest, const std::vector<Candidate>& candidates,
+                       const std::optional<std::string>& preset) {
+  const Array want = nearest.Want(*given.field);
+  ArrayFinding finding = {
+      .name = given.name, .output = std::string(given.field->name), .difference = "", .looks_like = ""};
+  if (*given.values == want) return finding;
+  if (IsOneAToken(given, nearest, preset)) {
+    finding.looks_like = absl::StrCat("SGLang's, a query for each token: 0 to ", given.values->size() - 1);
+    return finding;
+  }
+  finding.difference = Describe(given, want, nearest);
+  finding.looks_like = LooksLike(given, want, nearest, candidates);
+  return finding;
+}
+
 }  // namespace
 
 const std::vector<std::string>& PresetNames() {
@@ -476,55 +542,30 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   if (!candidates.ok()) return candidates.status();
   const absl::StatusOr<std::vector<Given>> arrays = ArraysOf(dump);
   if (!arrays.ok()) return arrays.status();
-  if (candidates->size() == 1 && candidates->front().presets.front() == "sglang-decode") {
-    for (const Given& given : *arrays) {
-      if (given.field->per_token && given.values->size() > candidates->front().lengths.seq_lens.size()) {
-        return Wrong(absl::StrCat(given.name, " has ", given.values->size(), " values for ",
-                                  candidates->front().lengths.seq_lens.size(), " sequences, and there is no array ",
-                                  AnyOf(kExtendSeqLens)));
-      }
-    }
-  }
+  if (absl::Status status = CheckDecode(*arrays, *candidates); !status.ok()) return status;
   const std::optional<int32_t> top_k = Number(dump, kTopK, options.nsa_index_topk);
-  bool only_places = true;
   for (const Given& given : *arrays) {
-    const v1::Output output = given.field->output;
-    if (output == v1::OUTPUT_NSA_CACHE_SEQLENS || output == v1::OUTPUT_NSA_CU_SEQLENS_K) {
-      if (absl::Status status = CheckTopK(dump, given.name, top_k); !status.ok()) return status;
-    }
-    only_places = only_places && (output == v1::OUTPUT_TOKEN_TO_BATCH_IDX || output == v1::OUTPUT_POSITIONS);
+    if (!NeedsTopK(given.field->output)) continue;
+    if (absl::Status status = CheckTopK(dump, given.name, top_k); !status.ok()) return status;
   }
-  for (Candidate& candidate : *candidates) {
-    if (only_places && (!options.preset || *options.preset == kFlashInfer)) {
-      candidate.presets = {kFlashInfer};
-      candidate.may_match = true;
-    }
-    Request request = candidate.lengths.ToRequest();
-    request.nsa_index_topk = top_k.value_or(1);
-    request.outputs = {v1::OUTPUT_SEQLENS_EXPANDED};  // others are explained by it
-    for (const Given& given : *arrays) request.outputs.push_back(given.field->output);
-    candidate.response = Reference(request);
+  Compute(*arrays, top_k.value_or(1), *candidates);
+  const bool only_places =
+      std::ranges::all_of(*arrays, [](const Given& given) { return IsPlace(given.field->output); });
+  if (only_places && (!options.preset || *options.preset == kFlashInfer)) {
+    for (Candidate& candidate : *candidates) candidate.presets = {kFlashInfer};
+    for (Candidate& candidate : *candidates) candidate.may_match = true;
   }
-  if (absl::Status restricted = Restrict(*arrays, options.preset, *candidates); !restricted.ok()) return restricted;
+  if (absl::Status status = Restrict(*arrays, options.preset, *candidates); !status.ok()) return status;
 
   CheckResult result;
   const Candidate* nearest = nullptr;
-  std::pair<size_t, size_t> nearest_score;
+  Score nearest_score;
   for (const Candidate& candidate : *candidates) {
     if (!candidate.may_match) continue;
-    std::pair<size_t, size_t> score;  // arrays that are right, and values that come before a wrong one
-    bool one_a_token = false;
-    for (const Given& given : *arrays) {
-      const Array want = candidate.Want(*given.field);
-      const bool same = *given.values == want;
-      const bool right = same || IsOneAToken(given, candidate, options.preset);
-      one_a_token = one_a_token || (right && !same);
-      score.first += right;
-      score.second += right ? given.values->size() : FirstDifference(*given.values, want);
-    }
-    if (score.first == arrays->size()) {
+    const Score score = ScoreOf(candidate, *arrays, options.preset);
+    if (score.right == arrays->size()) {
       std::ranges::copy_if(candidate.presets, std::back_inserter(result.matches),
-                           [&](const auto& preset) { return !one_a_token || HasOneAToken(preset); });
+                           [&](const auto& preset) { return !score.one_a_token || HasOneAToken(preset); });
     }
     if (nearest == nullptr || score > nearest_score) {
       nearest = &candidate;
@@ -537,17 +578,7 @@ absl::StatusOr<CheckResult> Check(const Dump& dump, const CheckOptions& options)
   result.total_tokens = nearest->response.total_tokens();
   result.not_looked_at = NotLookedAt(dump, *arrays);
   for (const Given& given : *arrays) {
-    const Array want = nearest->Want(*given.field);
-    ArrayFinding& finding = result.arrays.emplace_back();
-    finding.name = given.name;
-    finding.output = std::string(given.field->name);
-    if (*given.values == want) continue;
-    if (IsOneAToken(given, *nearest, options.preset)) {
-      finding.looks_like = absl::StrCat("SGLang's, a query for each token: 0 to ", given.values->size() - 1);
-      continue;
-    }
-    finding.difference = Describe(given, want, *nearest);
-    finding.looks_like = LooksLike(given, want, *nearest, *candidates);
+    result.arrays.push_back(FindingOf(given, *nearest, *candidates, options.preset));
   }
   return result;
 }
