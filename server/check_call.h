@@ -20,7 +20,7 @@ int64_t MetadataBytes(const grpc::ServerContextBase& call);
 // what HPACK keeps, 4 KiB of a connection's.
 size_t MetadataWireBytes(const grpc::ServerContextBase& call, int64_t metadata_bytes);
 
-// Refuses metadata of more.
+// Refuses metadata of more than max_bytes.
 std::optional<Refusal> CheckMetadata(int64_t bytes, int64_t max_bytes);
 
 // Refuses what comes on a Unix socket at the end, what the authorization policy does not allow, and metadata of more
